@@ -1,0 +1,114 @@
+"""The decision: which layers on which card, how many micro-batches, and what that is predicted to cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from poolrt.errors import PlanError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedBytes:
+    """Bytes on one card at its predicted peak, by what holds them."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    workspace: int = 0
+
+    @property
+    def total(self) -> int:
+        """The predicted peak."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardPlan:
+    """One card's share."""
+
+    index: int
+    layers: tuple[str, ...]
+    predicted_bytes: PredictedBytes = field(default_factory=PredictedBytes)
+    capacity_bytes: int = 0
+    predicted_busy_s: float = 0.0
+    """seconds of one step in which this card computes"""
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """All kinds together."""
+        return self.predicted_bytes.total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A decision for one model, one topology and one batch size. It moves nothing by itself."""
+
+    model: str
+    """fingerprint of the model it was made for"""
+    topology: str
+    """fingerprint of the topology it was made for"""
+    batch_size: int
+    micro_batches: int
+    schedule: str
+    optimizer: str
+    cards: tuple[CardPlan, ...]
+    predicted_step_s: float
+    notes: tuple[str, ...] = ()
+    feasible: bool = True
+    reason: str = ""
+    """why it is not feasible, and what would make it so"""
+
+    def card_of(self) -> dict[str, int]:
+        """Layer name to card index."""
+        return {layer: card.index for card in self.cards for layer in card.layers}
+
+    def to_json(self) -> str:
+        """The plan as JSON, schema 1."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain values, schema 1."""
+        body = {"schema": SCHEMA, **asdict(self)}
+        for card, plain in zip(self.cards, body["cards"], strict=True):
+            plain["predicted_peak_bytes"] = card.predicted_peak_bytes
+        return body
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote; unknown keys are passed over.
+
+        Raises:
+            PlanError: if the text is no plan of schema 1.
+        """
+        try:
+            body = json.loads(text)
+            if body["schema"] != SCHEMA:
+                raise PlanError(f"this plan has schema {body['schema']}, this version reads schema {SCHEMA}")
+            cards = tuple(_card_from(plain) for plain in body["cards"])
+            plain = {name: body[name] for name in cls.__dataclass_fields__ if name in body}
+            return cls(**{**plain, "cards": cards, "notes": tuple(body["notes"])})
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"this text is not a plan written by to_json: {error!r}") from error
+
+    def explain(self) -> str:
+        """The plan as a table for people: card, layers, bytes by kind, share of time, predicted peak."""
+        from poolrt.planning.explain import explain
+
+        return explain(self)
+
+
+def _card_from(plain: dict[str, Any]) -> CardPlan:
+    return CardPlan(
+        index=plain["index"],
+        layers=tuple(plain["layers"]),
+        predicted_bytes=PredictedBytes(**plain["predicted_bytes"]),
+        capacity_bytes=plain["capacity_bytes"],
+        predicted_busy_s=plain["predicted_busy_s"],
+    )
