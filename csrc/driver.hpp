@@ -1,0 +1,78 @@
+// The one seam below poolrt: a table of driver functions with C types only.
+//
+//     DriverTable                         what both drivers answer
+//       cuda_driver_table()               filled from libcuda.so.1 by dlopen: no CUDA header, nothing linked
+//       host_driver_table()               N cards of fixed capacity made of host memory, first member of HostTable
+//     HostTable                           what only the HOST driver has: memory with a ledger per card, and its set-up
+//
+// Every function returns a status, 0 for success, and throws nothing, so a table may cross from one separately compiled
+// library to another. Statuses are numbered as CUresult, so a CUDA status passes through unchanged.
+// Every function may be called from any thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace poolrt {
+
+enum Status : int {
+  kSuccess = 0,
+  kInvalidValue = 1,
+  kOutOfMemory = 2,
+  kNotInitialized = 3,
+  kNoDevice = 100,
+  kInvalidDevice = 101,
+  kOperatingSystem = 304,  // the machine itself has no memory left
+  kNotFound = 500,
+};
+
+inline constexpr int kMaxCards = 16;
+inline constexpr int kHostMemory = -1;  // in place of a card: ordinary host memory, in no card's ledger
+
+struct DriverTable {
+  const char* name;  // "CUDA" or "HOST"
+  int (*init)();
+  int (*driver_version)(int* version);  // 13000 is 13.0
+  int (*device_count)(int* count);
+  int (*device_name)(int card, char* text, std::size_t capacity);
+  int (*total_memory)(int card, std::size_t* nbytes);
+  int (*memory_info)(int card, std::size_t* free_nbytes, std::size_t* total_nbytes);
+  int (*can_access_peer)(int card, int peer, int* possible);
+  const char* (*status_name)(int status);  // never null
+};
+
+struct Ledger {
+  std::size_t used_nbytes;
+  std::size_t peak_nbytes;
+  std::size_t capacity_nbytes;
+  std::uint64_t allocation_count;  // granted since the process began; blocks of 0 bytes are not counted
+  std::uint64_t refusal_count;     // refused for want of room
+};
+
+struct HostTable {
+  std::uint32_t table_nbytes;  // sizeof(HostTable) where it was filled: a stale library is told apart by it
+  std::uint32_t revision;      // kHostTableRevision where it was filled
+  DriverTable driver;
+
+  // A block belongs to one card (or kHostMemory), is aligned to 64 bytes, has one owner at first and returns its memory
+  // with its last owner. A block of 0 bytes is a null pointer and costs nothing. The ledger rounds up to 512 bytes.
+  int (*memory_allocate)(int card, std::size_t nbytes, void** pointer);
+  int (*memory_retain)(void* pointer);
+  int (*memory_free)(void* pointer);             // kNotFound if the pointer came from another allocator
+  int (*memory_card)(void* pointer, int* card);  // kNotFound likewise
+
+  int (*ledger)(int card, Ledger* ledger);
+  int (*reset_peak)(int card);
+
+  int (*configure)(int cards, const std::size_t* capacities);  // every pair of cards reaches each other afterwards
+  int (*set_capacity)(int card, std::size_t nbytes);           // below what is used: nothing more is granted
+  int (*set_peer)(int card, int peer, int possible);
+};
+
+inline constexpr std::uint32_t kHostTableRevision = 1;
+
+// Null, with the reason in `why`, when libcuda.so.1 cannot be opened or lacks a function.
+const DriverTable* cuda_driver_table(const char** why);
+const HostTable* host_driver_table();
+
+}  // namespace poolrt
