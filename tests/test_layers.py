@@ -60,7 +60,7 @@ def imports_of(path: Path, nodes: Iterator[ast.AST]) -> set[str]:
 
 def room_of(module: str) -> str:
     """poolrt.planning.plan -> planning; poolrt -> __init__."""
-    return (module.split(".") + ["__init__"])[1]
+    return (*module.split("."), "__init__")[1]
 
 
 def room_of_import(name: str) -> str:
