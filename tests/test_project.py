@@ -1,0 +1,113 @@
+"""What holds for the repository as a whole: what the README promises, and what stays out of the files."""
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = {".py", ".pyi", ".md", ".toml", ".cpp", ".hpp", ".cu", ".json", ".yml", ".yaml", ".txt", ""}
+ABSOLUTE_PATH = re.compile(r"(?<![\w.\-/:$)}])/(?:work|home|opt|root|mnt|Users|srv|data)/\w")
+UNFINISHED = re.compile(r"\b(?:" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3, "Not" + "ImplementedError")) + r")\b")
+
+
+def tracked_files() -> list[Path]:
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only a git checkout knows which files are the project's")
+    paths = [ROOT / name for name in listed.split("\0") if name]
+    return [path for path in paths if path.is_file() and path.suffix in TEXT]
+
+
+def lines_that_match(pattern: re.Pattern[str], files: list[Path]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in files
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if pattern.search(line)
+    ]
+
+
+def test_no_file_names_a_path_of_somebodys_machine() -> None:
+    assert ABSOLUTE_PATH.search('open("/home/someone/x")')
+    assert lines_that_match(ABSOLUTE_PATH, tracked_files()) == []
+
+
+def test_nothing_is_left_unfinished() -> None:
+    assert UNFINISHED.search("# TODO: later")
+    assert lines_that_match(UNFINISHED, [path for path in tracked_files() if path.suffix != ".md"]) == []
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "bench", "gpu-check", "clean"])
+def test_make_knows_the_targets_that_are_described(target: str) -> None:
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_names_the_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert "make demo" in readme
+    assert "make test" in readme
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    documents = [path for path in tracked_files() if path.suffix == ".md"]
+    for document in documents:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+            assert target.startswith("http") or (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = project()["version"]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    try:
+        assert importlib.metadata.version("poolrt") == version
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("poolrt runs from its checkout and is not installed")
+
+
+def test_every_dependency_says_why_it_is_there() -> None:
+    extras = project()["optional-dependencies"]
+    requirements = [*project()["dependencies"], *(item for extra in extras.values() for item in extra)]
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    named_after_their_work = ("poolrt[", "mypy", "pytest>", "ruff")
+    for requirement in requirements:
+        stated = [line for line in lines if f'"{requirement}"' in line and "#" in line]
+        assert stated or requirement.startswith(named_after_their_work), requirement
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The names in a wheel that is built from a copy of the checkout, so that nothing is written into it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    ignored = shutil.ignore_patterns(".git", ".venv", "build", "*.so", "__pycache__", ".*_cache", "shared")
+    shutil.copytree(ROOT, folder / "source", ignore=ignored)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-q", "-w", str(folder)]
+    subprocess.run([*command, str(folder / "source")], check=True, capture_output=True, timeout=240)
+    (wheel,) = folder.glob("poolrt-*.whl")
+    return zipfile.ZipFile(wheel).namelist()
+
+
+def test_the_wheel_ships_what_is_compiled_on_the_users_machine(wheel_names: list[str]) -> None:
+    shipped = {Path(name).name for name in wheel_names}
+    at_first_use = {path.name for path in (ROOT / "csrc").iterdir() if path.name.startswith("vcard")}
+    assert at_first_use | {"driver.hpp"} <= shipped
+
+
+def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel_names: list[str]) -> None:
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "poolrt").rglob("*.py")}
+    assert modules <= set(wheel_names)
+    assert any(re.fullmatch(r"poolrt/_C\..*so", name) for name in wheel_names)
+    assert {name.split("/")[0].split("-")[0] for name in wheel_names} == {"poolrt"}
