@@ -82,32 +82,45 @@ def test_every_dependency_says_why_it_is_there() -> None:
     extras = project()["optional-dependencies"]
     requirements = [*project()["dependencies"], *(item for extra in extras.values() for item in extra)]
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
-    named_after_their_work = ("poolrt[", "mypy", "pytest>", "ruff")
+    named_after_their_work = ("poolrt[", "mypy", "pytest>", "pytest-timeout", "ruff")
     for requirement in requirements:
         stated = [line for line in lines if f'"{requirement}"' in line and "#" in line]
         assert stated or requirement.startswith(named_after_their_work), requirement
 
 
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names in a wheel that is built from a copy of the checkout, so that nothing is written into it."""
-    folder = tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, so that building a wheel writes nothing into it."""
     ignored = shutil.ignore_patterns(".git", ".venv", "build", "*.so", "__pycache__", ".*_cache", "shared")
-    shutil.copytree(ROOT, folder / "source", ignore=ignored)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-q", "-w", str(folder)]
-    subprocess.run([*command, str(folder / "source")], check=True, capture_output=True, timeout=240)
-    (wheel,) = folder.glob("poolrt-*.whl")
+    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("wheel") / "source", ignore=ignored))
+
+
+@pytest.fixture(scope="module")
+def wheel_names(source: Path) -> list[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        "-q",
+        "-w",
+        str(source.parent),
+    ]
+    subprocess.run([*command, str(source)], check=True, capture_output=True, timeout=240)
+    (wheel,) = source.parent.glob("poolrt-*.whl")
     return zipfile.ZipFile(wheel).namelist()
 
 
-def test_the_wheel_ships_what_is_compiled_on_the_users_machine(wheel_names: list[str]) -> None:
+def test_the_wheel_ships_what_is_compiled_on_the_users_machine(source: Path, wheel_names: list[str]) -> None:
     shipped = {Path(name).name for name in wheel_names}
-    at_first_use = {path.name for path in (ROOT / "csrc").iterdir() if path.name.startswith("vcard")}
+    at_first_use = {path.name for path in (source / "csrc").iterdir() if path.name.startswith("vcard")}
     assert at_first_use | {"driver.hpp"} <= shipped
 
 
-def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel_names: list[str]) -> None:
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "poolrt").rglob("*.py")}
+def test_the_wheel_holds_the_whole_package_and_nothing_else(source: Path, wheel_names: list[str]) -> None:
+    modules = {str(path.relative_to(source)) for path in (source / "poolrt").rglob("*.py")}
     assert modules <= set(wheel_names)
     assert any(re.fullmatch(r"poolrt/_C\..*so", name) for name in wheel_names)
     assert {name.split("/")[0].split("-")[0] for name in wheel_names} == {"poolrt"}
