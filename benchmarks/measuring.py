@@ -89,3 +89,11 @@ def write_json(path: Path | None, benchmark: str, results: Mapping[str, Any]) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     body = {"schema": 1, "benchmark": benchmark, "environment": environment(), **results}
     path.write_text(json.dumps(body, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote, or nothing if the file is not there."""
+    if not path.is_file():
+        return {}
+    body: dict[str, Any] = json.loads(path.read_text())
+    return body

@@ -1,8 +1,8 @@
 """The largest number that works, when all smaller ones do too: doubling, then bisection.
 
-    works:   1  2  4  8        doubling stops at 16
-    fails:               16
-    then     12 (works)  14 (fails)  13 (works)  -> 13
+works:   1  2  4  8        doubling stops at 16
+fails:               16
+then     12 (works)  14 (fails)  13 (works)  -> 13
 """
 
 from __future__ import annotations

@@ -37,12 +37,12 @@ def lines_that_match(pattern: re.Pattern[str], files: list[Path]) -> list[str]:
 
 
 def test_no_file_names_a_path_of_somebodys_machine() -> None:
-    assert ABSOLUTE_PATH.search('open("/home/someone/x")')
+    assert ABSOLUTE_PATH.search('open("/' + 'home/someone/x")')
     assert lines_that_match(ABSOLUTE_PATH, tracked_files()) == []
 
 
 def test_nothing_is_left_unfinished() -> None:
-    assert UNFINISHED.search("# TODO: later")
+    assert UNFINISHED.search("# TO" + "DO: later")
     assert lines_that_match(UNFINISHED, [path for path in tracked_files() if path.suffix != ".md"]) == []
 
 
