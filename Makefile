@@ -46,9 +46,9 @@ $(VENV)/poolrt.ready: pyproject.toml setup.py $(CORE_SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit("poolrt needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@test -x $(VENV)/bin/python || { echo "[1/3] making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "[2/3] installing torch $(TORCH)"
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "torch==$(TORCH)"
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check "torch==$(TORCH)"
 	@echo "[3/3] building poolrt and installing what its tests and examples use"
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "torch==$(TORCH)" -e ".[test]"
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check "torch==$(TORCH)" -e ".[test]"
 	@touch $@
 
 build/in-place.ready: setup.py $(CORE_SOURCES)

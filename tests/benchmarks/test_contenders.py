@@ -42,7 +42,7 @@ def test_gloo_pipelines_accumulate_the_whole_models_gradients(shape) -> None:
                 assert pipeline.step(schedule, count) > 0
                 assert pipeline.gradient_norms() == pytest.approx(expected, rel=1e-4)
         with pytest.raises(RuntimeError, match="Number of microbatches"):
-            pipeline.step("GPipe", 1)
+            pipeline.step("1F1B", 1)
 
 
 def test_two_threads_leave_gradients_on_both_stages(shape) -> None:
