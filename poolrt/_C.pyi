@@ -15,7 +15,7 @@ class Driver:
 
     @property
     def name(self) -> str:
-        """ "CUDA" or "HOST"."""
+        """Which driver it is: "CUDA" or "HOST"."""
     def driver_version(self) -> int:
         """The version as the driver numbers it: 13000 is CUDA 13.0."""
     def device_count(self) -> int: ...

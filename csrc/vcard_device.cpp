@@ -1,0 +1,121 @@
+// What torch asks of a device type: the guard that switches the current card, and the hooks. Virtual cards work
+// synchronously: each has one stream, always drained; an event is the moment it was recorded.
+#include "vcard_device.hpp"
+
+#include <ATen/detail/PrivateUse1HooksInterface.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+
+#include <chrono>
+
+#include "vcard_card.hpp"
+#include "vcard_generator.hpp"
+#include "vcard_memory.hpp"
+
+namespace poolrt::vcard {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+class Guard final : public c10::impl::DeviceGuardImplInterface {
+ public:
+  c10::DeviceType type() const override { return kVcard; }
+
+  c10::Device exchangeDevice(c10::Device device) const override {
+    check_ordinal(device.index());
+    const c10::Device outer = getDevice();
+    set_current_card(device.index());
+    return outer;
+  }
+  c10::Device getDevice() const override { return device_of(current_card()); }
+  // Unchecked: torch's autograd threads take their card before anyone says how many cards there are.
+  void setDevice(c10::Device device) const override { set_current_card(device.index()); }
+  void uncheckedSetDevice(c10::Device device) const noexcept override { set_current_card(device.index()); }
+
+  // The most there can ever be: autograd makes its threads once, from this number.
+  c10::DeviceIndex deviceCount() const noexcept override { return kMaxCards; }
+
+  c10::Stream getStream(c10::Device device) const override {
+    return c10::Stream(c10::Stream::DEFAULT, device.has_index() ? device : getDevice());
+  }
+  c10::Stream getDefaultStream(c10::Device device) const override { return getStream(device); }
+  c10::Stream getStreamFromGlobalPool(c10::Device device, bool) const override { return getStream(device); }
+  c10::Stream getNewStream(c10::Device device, int) const override { return getStream(device); }
+  c10::Stream exchangeStream(c10::Stream stream) const override { return getStream(stream.device()); }
+  bool queryStream(const c10::Stream&) const override { return true; }
+  void synchronizeStream(const c10::Stream&) const override {}
+  void synchronizeDevice(const c10::DeviceIndex) const override {}
+  void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream&) const override {}
+
+  void record(void** event, const c10::Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {
+    if (*event == nullptr) *event = new Clock::time_point;
+    *static_cast<Clock::time_point*>(*event) = Clock::now();
+  }
+  void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override {
+    delete static_cast<Clock::time_point*>(event);
+  }
+  void block(void*, const c10::Stream&) const override {}
+  bool queryEvent(void*) const override { return true; }
+  void synchronizeEvent(void*) const override {}
+  double elapsedTime(void* from, void* to, const c10::DeviceIndex) const override {
+    const auto elapsed = *static_cast<Clock::time_point*>(to) - *static_cast<Clock::time_point*>(from);
+    return std::chrono::duration<double, std::milli>(elapsed).count();
+  }
+};
+
+class Hooks final : public at::PrivateUse1HooksInterface {
+ public:
+  bool isBuilt() const override { return true; }
+  bool isAvailable() const override { return card_count() > 0; }
+  bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
+  void init() const override {}
+
+  c10::DeviceIndex deviceCount() const override { return static_cast<c10::DeviceIndex>(card_count()); }
+  void setCurrentDevice(c10::DeviceIndex card) const override {
+    check_ordinal(card);
+    set_current_card(card);
+  }
+  c10::DeviceIndex getCurrentDevice() const override { return static_cast<c10::DeviceIndex>(current_card()); }
+  c10::DeviceIndex exchangeDevice(c10::DeviceIndex card) const override {
+    const c10::DeviceIndex outer = getCurrentDevice();
+    setCurrentDevice(card);
+    return outer;
+  }
+  c10::DeviceIndex maybeExchangeDevice(c10::DeviceIndex card) const override {
+    return card < 0 ? getCurrentDevice() : exchangeDevice(card);
+  }
+
+  // Every virtual card reads all host memory: pinned is what any memory is.
+  at::Allocator* getPinnedMemoryAllocator() const override { return cpu_allocator(); }
+  at::Device getDeviceFromPtr(void* pointer) const override {
+    int card = kHostMemory;
+    const bool found = host().memory_card(pointer, &card) == kSuccess && card != kHostMemory;
+    TORCH_CHECK(found, "the pointer is no block of a virtual card");
+    return device_of(card);
+  }
+
+  const at::Generator& getDefaultGenerator(c10::DeviceIndex card) const override {
+    return default_generator(or_current(card));
+  }
+  at::Generator getNewGenerator(c10::DeviceIndex card) const override { return new_generator(or_current(card)); }
+
+  void resizePrivateUse1Bytes(const c10::Storage& storage, std::size_t nbytes) const override {
+    resize_storage(*storage.unsafeGetStorageImpl(), nbytes);
+  }
+
+ private:
+  static int or_current(int card) {
+    const int chosen = card < 0 ? current_card() : card;
+    check_ordinal(chosen);
+    return chosen;
+  }
+};
+
+}  // namespace
+
+void install_device() {
+  static const auto* guard = new Guard;
+  static const c10::impl::DeviceGuardImplRegistrar registrar(kVcard, guard);
+  at::RegisterPrivateUse1HooksInterface(new Hooks);
+}
+
+}  // namespace poolrt::vcard

@@ -1,0 +1,156 @@
+#include "vcard_memory.hpp"
+
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "vcard_card.hpp"
+
+namespace poolrt::vcard {
+namespace {
+
+// Blocks that torch's own allocator handed out before this library was loaded come back here too: oneDNN frees through
+// raw_deallocate, which asks the allocator of today for its deleter.
+c10::DeleterFnPtr delete_foreign_block = nullptr;
+
+void release(void* block) {
+  if (host().memory_free(block) == kNotFound) delete_foreign_block(block);
+}
+
+[[noreturn]] void raise_card_full(int card, std::size_t nbytes) {
+  Ledger now{};
+  host().ledger(card, &now);
+  const std::size_t free_nbytes = now.capacity_nbytes - std::min(now.used_nbytes, now.capacity_nbytes);
+  using c10::CachingDeviceAllocator::format_size;
+  TORCH_CHECK_WITH(OutOfMemoryError, false, "vcard:", card, " is out of memory. Tried to allocate ",
+                   format_size(nbytes), ". vcard:", card, " has a capacity of ", format_size(now.capacity_nbytes),
+                   " of which ", format_size(free_nbytes), " is free.");
+}
+
+[[noreturn]] void raise_host_full(std::size_t nbytes) {
+  TORCH_CHECK_WITH(OutOfMemoryError, false, "the host is out of memory: tried to allocate ", nbytes, " bytes");
+}
+
+// `home` is a card or kHostMemory.
+c10::DataPtr allocate(int home, std::size_t nbytes, c10::Device device) {
+  void* block = nullptr;
+  const int status = host().memory_allocate(home, nbytes, &block);
+  if (C10_LIKELY(status == kSuccess)) return {block, block, &release, device};
+  if (status == kInvalidDevice) check_ordinal(home);
+  if (status == kOutOfMemory && home != kHostMemory) raise_card_full(home, nbytes);
+  raise_host_full(nbytes);
+}
+
+class CpuAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(std::size_t nbytes) override {
+    return vcard::allocate(birth_card(), nbytes, c10::Device(c10::kCPU));
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* target, const void* source, std::size_t nbytes) const override {
+    default_copy_data(target, source, nbytes);
+  }
+};
+
+using c10::CachingDeviceAllocator::DeviceStats;
+
+class CardAllocator final : public c10::DeviceAllocator {
+ public:
+  c10::DataPtr allocate(std::size_t nbytes) override { return allocate_on_card(current_card(), nbytes); }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* target, const void* source, std::size_t nbytes) const override {
+    default_copy_data(target, source, nbytes);
+  }
+
+  bool initialized() override { return true; }
+  void emptyCache(c10::MempoolId_t) override {}
+  void recordStream(const c10::DataPtr&, c10::Stream) override {}
+
+  DeviceStats getDeviceStats(c10::DeviceIndex card) override {
+    const Ledger now = ledger(card);
+    DeviceStats stats;
+    for (auto* sum : {&stats.allocated_bytes, &stats.reserved_bytes, &stats.active_bytes, &stats.requested_bytes}) {
+      (*sum)[0].current = static_cast<int64_t>(now.used_nbytes);
+      (*sum)[0].peak = static_cast<int64_t>(now.peak_nbytes);
+    }
+    stats.num_device_alloc = static_cast<int64_t>(now.allocation_count);
+    stats.num_ooms = static_cast<int64_t>(now.refusal_count);
+    return stats;
+  }
+  void resetAccumulatedStats(c10::DeviceIndex) override {}
+  void resetPeakStats(c10::DeviceIndex card) override { host().reset_peak(card); }
+  std::pair<std::size_t, std::size_t> getMemoryInfo(c10::DeviceIndex card) override {
+    check_ordinal(card);
+    std::size_t free_nbytes = 0;
+    std::size_t total_nbytes = 0;
+    host().driver.memory_info(card, &free_nbytes, &total_nbytes);
+    return {free_nbytes, total_nbytes};
+  }
+
+ private:
+  static Ledger ledger(int card) {
+    check_ordinal(card);
+    Ledger now{};
+    host().ledger(card, &now);
+    return now;
+  }
+};
+
+// Never destroyed, as torch may free tensors after static destructors have run.
+CpuAllocator* the_cpu_allocator() {
+  static auto* allocator = new CpuAllocator;
+  return allocator;
+}
+
+CardAllocator* the_card_allocator() {
+  static auto* allocator = new CardAllocator;
+  return allocator;
+}
+
+}  // namespace
+
+void install_allocators() {
+  constexpr uint8_t kAboveTorchsOwn = 100;
+  delete_foreign_block = c10::GetCPUAllocator()->raw_deleter();
+  c10::SetCPUAllocator(the_cpu_allocator(), kAboveTorchsOwn);
+  c10::SetAllocator(kVcard, the_card_allocator());
+}
+
+c10::Allocator* card_allocator() { return the_card_allocator(); }
+c10::Allocator* cpu_allocator() { return the_cpu_allocator(); }
+
+c10::DataPtr allocate_on_card(int card, std::size_t nbytes) { return allocate(card, nbytes, device_of(card)); }
+
+c10::DataPtr share_memory(const c10::Storage& storage, c10::Device device) {
+  const c10::DataPtr& memory = storage.data_ptr();
+  void* pointer = storage.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get();
+  if (pointer == nullptr) return {nullptr, device};
+  if (C10_LIKELY(memory.get_deleter() == &release)) {
+    host().memory_retain(pointer);
+    return {pointer, pointer, &release, device};
+  }
+  // Memory that somebody else owns (from_blob, DLPack): keep its storage instead.
+  auto owner = std::make_unique<c10::Storage>(storage);
+  return {pointer, owner.release(), [](void* held) { delete static_cast<c10::Storage*>(held); }, device};
+}
+
+bool lives_on(const c10::StorageImpl& storage, int card) {
+  if (storage.nbytes() == 0) return true;
+  int home = kHostMemory;
+  void* block = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get();
+  return storage.data_ptr().get_deleter() == &release && host().memory_card(block, &home) == kSuccess && home == card;
+}
+
+void resize_storage(c10::StorageImpl& storage, std::size_t nbytes) {
+  c10::DataPtr block = allocate_on_card(storage.device().index(), nbytes);
+  const std::size_t kept = std::min(nbytes, storage.nbytes());
+  if (kept != 0) std::memcpy(block.get(), storage.data(), kept);
+  storage.set_data_ptr_noswap(std::move(block));
+  storage.set_nbytes(nbytes);
+}
+
+}  // namespace poolrt::vcard

@@ -1,0 +1,28 @@
+// Blocks of the HOST driver as torch's data pointers, and the two allocators that hand them out.
+#pragma once
+
+#include <c10/core/Allocator.h>
+#include <c10/core/Storage.h>
+
+namespace poolrt::vcard {
+
+// Puts the allocators in place of torch's: one for PrivateUse1, and one for the CPU that serves the host as before but
+// gives the memory of a card to whatever a kernel of that card allocates.
+void install_allocators();
+
+c10::Allocator* card_allocator();  // allocates on the current card
+c10::Allocator* cpu_allocator();
+
+// A new block on `card`. Raises torch.OutOfMemoryError when the card is full.
+c10::DataPtr allocate_on_card(int card, std::size_t nbytes);
+
+// One more owner of `storage`'s memory, under the name of `device`.
+c10::DataPtr share_memory(const c10::Storage& storage, c10::Device device);
+
+// Whether the memory is a block of `card`, or none at all.
+bool lives_on(const c10::StorageImpl& storage, int card);
+
+// Replaces the memory of a card's storage by a block of `nbytes` on the same card and keeps what both have room for.
+void resize_storage(c10::StorageImpl& storage, std::size_t nbytes);
+
+}  // namespace poolrt::vcard
