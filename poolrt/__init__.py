@@ -1,0 +1,28 @@
+"""Several GPUs train one PyTorch model as if they were one card with the sum of their memory."""
+
+from poolrt.api import discover, logical, plan, report, shard, virtual
+from poolrt.errors import PoolrtError
+from poolrt.planning.plan import Plan
+from poolrt.reporting import Report
+from poolrt.runtime.out_of_memory import OutOfMemoryError
+from poolrt.runtime.pooled import SplitWarning
+from poolrt.topology.topology import Card, Link, Topology
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Card",
+    "Link",
+    "OutOfMemoryError",
+    "Plan",
+    "PoolrtError",
+    "Report",
+    "SplitWarning",
+    "Topology",
+    "discover",
+    "logical",
+    "plan",
+    "report",
+    "shard",
+    "virtual",
+]

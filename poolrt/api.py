@@ -1,0 +1,253 @@
+"""The main path on one screen: discover or make cards, plan, shard, report."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from poolrt.errors import ConfigurationError, ModelError, PlanError
+from poolrt.planning.plan import Plan
+from poolrt.planning.planner import make_plan
+from poolrt.reporting import Report, make_report
+from poolrt.runtime.batch_form import call_of, check_signature
+from poolrt.runtime.layers import find_layers
+from poolrt.runtime.measure import measure
+from poolrt.runtime.microbatch import batch_size_of
+from poolrt.runtime.place import tensors_on_meta
+from poolrt.runtime.pooled import Options, Pooled
+from poolrt.runtime.profile_model import fingerprint
+from poolrt.topology.build import logical_topology, virtual_topology
+from poolrt.topology.discover import discover_cuda
+from poolrt.topology.request import CudaRequest, LogicalRequest, VirtualRequest, parse_cards
+from poolrt.topology.topology import Topology
+from poolrt.units import parse_nbytes
+from poolrt.virtual_cards import backend
+
+DEFAULT_VIRTUAL_CARDS = 2
+DEFAULT_VIRTUAL_MEMORY = "4GiB"
+
+_pooled: weakref.WeakKeyDictionary[nn.Module, Pooled] = weakref.WeakKeyDictionary()
+
+
+def discover() -> Topology:
+    """The cards of this machine; POOLRT_CARDS overrides what is found.
+
+    Without a GPU there is a warning, and two virtual cards of 4 GiB.
+    """
+    wanted = os.environ.get("POOLRT_CARDS")
+    if wanted:
+        return _requested(wanted)
+    found = discover_cuda()
+    if found.cards:
+        return found
+    warnings.warn(
+        f"poolrt: no CUDA GPU found; using {DEFAULT_VIRTUAL_CARDS} virtual cards of {DEFAULT_VIRTUAL_MEMORY} on the CPU. "
+        "Choose others with poolrt.virtual(cards=..., memory=...) or POOLRT_CARDS=virtual:2x4GiB.",
+        stacklevel=2,
+    )
+    return virtual(DEFAULT_VIRTUAL_CARDS, DEFAULT_VIRTUAL_MEMORY)
+
+
+def _requested(text: str) -> Topology:
+    request = parse_cards(text)
+    if isinstance(request, VirtualRequest):
+        return virtual(len(request.memory_bytes), list(request.memory_bytes))
+    if isinstance(request, LogicalRequest):
+        return logical(request.device, len(request.memory_bytes), list(request.memory_bytes))
+    assert isinstance(request, CudaRequest)
+    found = discover_cuda()
+    missing = [index for index in request.indices if index >= len(found)]
+    if missing:
+        raise ConfigurationError(f"POOLRT_CARDS={text} names GPUs {missing}, but this machine has {len(found)}")
+    return found.subset(request.indices)
+
+
+def virtual(cards: int = 2, memory: int | str | Sequence[int | str] = "4GiB", *, link: str | None = None) -> Topology:
+    """Virtual cards on the CPU: real torch devices `vcard:0`, `vcard:1`, ... with a capacity each.
+
+    Args:
+        cards: how many, 1 to 16.
+        memory: one size for all, or one per card: bytes or text such as "4GiB".
+        link: the link to plan with, such as "nvlink3x4"; it changes plans, not the speed of copies.
+
+    Raises:
+        ConfigurationError: for a number of cards or a size that cannot be.
+    """
+    topology = virtual_topology(_sizes(cards, memory), link)
+    backend.configure([card.memory_bytes for card in topology.cards])
+    return topology
+
+
+def logical(device: str = "cuda:0", cards: int = 2, memory: int | str | Sequence[int | str] = "8GiB") -> Topology:
+    """Logical cards: shares of one GPU, for developing on one. Their memory is counted by the plan.
+
+    Args:
+        device: the GPU.
+        cards: how many shares.
+        memory: one size for all, or one per card.
+
+    Raises:
+        ConfigurationError: for a number of cards or a size that cannot be.
+    """
+    return logical_topology(device, _sizes(cards, memory))
+
+
+def _sizes(cards: int, memory: int | str | Sequence[int | str]) -> list[int]:
+    if isinstance(memory, (int, str)):
+        return [parse_nbytes(memory)] * cards
+    if len(memory) != cards:
+        raise ConfigurationError(f"{cards} cards need one memory size or {cards}, got {len(memory)}: {list(memory)}")
+    return [parse_nbytes(size) for size in memory]
+
+
+def plan(
+    model: nn.Module,
+    sample: Any,
+    topology: Topology | None = None,
+    *,
+    micro_batches: int | Literal["auto"] = "auto",
+    schedule: Literal["auto", "gpipe"] = "auto",
+    batch_dim: int = 0,
+    optimizer: str = "adamw",
+) -> Plan:
+    """Which layers would go where and what it would cost. Moves nothing; the model runs one probe where it is.
+
+    Args:
+        model: any module with weights.
+        sample: one batch as you would give it to the model: a dict, a tuple, or one value.
+        topology: the cards; None discovers them.
+        micro_batches: a number, or "auto".
+        schedule: "auto" is "gpipe".
+        batch_dim: the dimension of inputs along which samples lie.
+        optimizer: what will train it: "adamw", "sgd", ...; "none" for inference.
+
+    Returns:
+        A plan; see `feasible` and `explain()`.
+
+    Raises:
+        ModelError: if the model cannot be placed.
+        SampleError: if the sample does not fit the model's forward.
+    """
+    topology = discover() if topology is None else topology
+    _check_model(model)
+    call = call_of(sample)
+    check_signature(model, call)
+    measured = measure(
+        model,
+        model.forward,
+        find_layers(model, at_least=2 * len(topology)),
+        call,
+        batch_size=batch_size_of(call, batch_dim) or 1,
+        gathered=False,
+        threads=torch.get_num_threads(),
+    )
+    return make_plan(
+        measured.profile,
+        topology,
+        micro_batches=micro_batches,
+        schedule=schedule,
+        optimizer=optimizer,
+        output_card="host",
+    )
+
+
+def shard(
+    model: nn.Module,
+    *,
+    topology: Topology | None = None,
+    sample: Any = None,
+    plan: Plan | None = None,
+    micro_batches: int | Literal["auto"] = "auto",
+    schedule: Literal["auto", "gpipe"] = "auto",
+    batch_dim: int = 0,
+    optimizer: str = "adamw",
+) -> nn.Module:
+    """Spread `model` over the cards. Returns the same object: same class, same parameters, same state_dict.
+
+    Without `sample` the weights are placed by size at once, and the plan is made with the first batch.
+
+    Args:
+        model: any module with weights.
+        topology: the cards; None discovers them (POOLRT_CARDS overrides).
+        sample: one batch as you would give it to the model.
+        plan: a plan made by `poolrt.plan` for this model and topology.
+        micro_batches: a number, or "auto".
+        schedule: "auto" is "gpipe".
+        batch_dim: the dimension of inputs along which samples lie.
+        optimizer: what will train it; its state is planned for.
+
+    Raises:
+        ModelError: if the model has no weights, has them on meta, or is sharded already.
+        SampleError: if the sample does not fit the model's forward.
+        PlanError: if the plan is for another model or topology.
+        InfeasibleError: if no plan fits.
+    """
+    topology = discover() if topology is None else topology
+    _check_model(model)
+    if plan is not None:
+        _check_plan(plan, model, topology)
+    call = None if sample is None else call_of(sample)
+    if call is not None:
+        check_signature(model, call)
+    options = Options(micro_batches=micro_batches, schedule=schedule, batch_dim=batch_dim, optimizer=optimizer)
+    pooled = Pooled(model, topology, options, plan)
+    if call is not None:
+        pooled.prepare(call)
+    _install(model, pooled)
+    return model
+
+
+def _install(model: nn.Module, pooled: Pooled) -> None:
+    original = model.forward
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return pooled.forward(*args, **kwargs)
+
+    model.forward = forward  # type: ignore[method-assign]
+    _pooled[model] = pooled
+
+
+def report(model: nn.Module) -> Report:
+    """What was predicted for `model` beside what was measured since it was sharded.
+
+    Raises:
+        ModelError: if the model is not sharded, or has not seen a batch yet.
+    """
+    pooled = _pooled.get(model)
+    if pooled is None or pooled.plan is None:
+        raise ModelError(f"{type(model).__name__} is not sharded or has seen no batch: nothing to report yet")
+    return make_report(pooled.plan, pooled.devices, pooled.history.step_s)
+
+
+def _check_model(model: nn.Module) -> None:
+    if next(model.parameters(), None) is None:
+        raise ModelError(f"{type(model).__name__} has no parameters: there is nothing to place")
+    on_meta = tensors_on_meta(model)
+    if on_meta:
+        raise ModelError(
+            f"{len(on_meta)} tensors of {type(model).__name__} have no values (device meta), such as {on_meta[0]!r}; "
+            "load or initialise the weights first"
+        )
+    if model in _pooled:
+        raise ModelError(f"this {type(model).__name__} is sharded already")
+
+
+def _check_plan(plan: Plan, model: nn.Module, topology: Topology) -> None:
+    if plan.model != fingerprint(model):
+        raise PlanError(
+            f"the plan was made for another model (fingerprint {plan.model}, this one has {fingerprint(model)})"
+        )
+    if plan.topology != topology.fingerprint():
+        raise PlanError(
+            f"the plan was made for another topology (fingerprint {plan.topology}, this one has {topology.fingerprint()})"
+        )
+    if not plan.feasible:
+        raise PlanError(f"the plan does not fit its cards: {plan.reason}")

@@ -1,0 +1,53 @@
+"""The form of a batch: what must stay the same for a verdict about splitting to hold."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from poolrt.errors import SampleError
+from poolrt.runtime.microbatch import Call
+from poolrt.runtime.trees import flatten
+
+
+def call_of(sample: Any) -> Call:
+    """The positional and keyword arguments that a sample stands for: a mapping, a tuple or list, or one value."""
+    if isinstance(sample, Mapping):
+        return (), dict(sample)
+    if isinstance(sample, (tuple, list)):
+        return tuple(sample), {}
+    return (sample,), {}
+
+
+def check_signature(model: nn.Module, call: Call) -> None:
+    """See that the model's forward takes these arguments.
+
+    Raises:
+        SampleError: if it does not.
+    """
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*call[0], **call[1])
+    except TypeError as error:
+        given = [*(type(a).__name__ for a in call[0]), *call[1]]
+        raise SampleError(
+            f"the sample does not fit {type(model).__name__}.forward{signature}: {error} (given: {', '.join(given)}). "
+            "Give one batch as you would call the model: a dict for keyword arguments, a tuple for positional ones."
+        ) from error
+
+
+def form_of(model: nn.Module, call: Call) -> tuple[Any, ...]:
+    """A key: tensors by place, rank and kind; flags and words by value; numbers by type; training or not; grad or not."""
+    tree = flatten(call)
+    tensors = tuple((leaf.path, leaf.tensor.dim(), leaf.tensor.dtype) for leaf in tree.leaves)
+    constants = (*call[0], *(call[1][name] for name in sorted(call[1])))
+    flags = tuple(_flag(value) for value in constants if not isinstance(value, Tensor))
+    return tensors, flags, tuple(sorted(call[1])), model.training, torch.is_grad_enabled()
+
+
+def _flag(value: Any) -> Any:
+    return value if isinstance(value, (bool, str, type(None))) else type(value)

@@ -1,0 +1,150 @@
+"""A lane: one micro-batch's walk over the cards. It belongs to one thread at a time and holds at most one card.
+
+    forward    [card 0: embed block0 block1] -> hop -> [card 1: block2 block3 head, loss]
+    backward   [card 0: ... ] <- hop <- [card 1: ...]
+
+A hop is an identity node of the autograd graph at each change of card. In backward it gives up one card and takes the
+one before, so both directions pass the same gates.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from poolrt.runtime.crossing import Crossings
+from poolrt.runtime.random_state import CardSeeds
+from poolrt.runtime.trees import flatten
+from poolrt.runtime.turnstile import Admission, Ticket, Turnstile
+
+
+class Walker(Protocol):
+    """What stands in the thread while a model's forward runs: told before and after each placed layer."""
+
+    def before(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The layer is about to run; returns its arguments, moved as needed."""
+
+    def after(self, layer: Any, output: Any) -> Any:
+        """The layer has run; returns its output."""
+
+
+class _Current(threading.local):
+    walker: Walker | None = None
+
+
+current = _Current()
+
+
+class Lane:
+    """The walk of micro-batch `index`. `devices` maps a card's index to torch's device."""
+
+    def __init__(self, index: int, devices: Sequence[torch.device], seeds: CardSeeds | None) -> None:
+        self.index = index
+        self.crossings = Crossings()
+        self.path: list[int] = []
+        self._devices = devices
+        self._seeds = seeds
+        self._turnstile: Turnstile | None = None
+        self._visits: Counter[int] = Counter()
+        self._admission: Admission | None = None
+
+    @property
+    def card(self) -> int | None:
+        """The card this lane holds."""
+        return None if self._admission is None else self._admission.card
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the card this lane holds."""
+        return None if self._admission is None else self._devices[self._admission.card]
+
+    def begin(self, turnstile: Turnstile) -> None:
+        """Start a phase: visits count anew, at the gates of `turnstile`."""
+        self._turnstile = turnstile
+        self._visits.clear()
+        self._admission = None
+
+    def go(self, card: int) -> None:
+        """Hold `card`, giving up the one held before; waits for its turn."""
+        if self.card == card:
+            return
+        assert self._turnstile is not None
+        self.leave()
+        ticket = Ticket(self._visits[card], self.index)
+        self._visits[card] += 1
+        self._admission = self._turnstile.acquire(card, ticket)
+        device = self._devices[card]
+        if device.type != "cpu":  # kernels of other libraries launch on the thread's current device
+            torch.get_device_module(device).set_device(device)
+        if self._seeds is not None:
+            self._seeds.seed(card, ticket)
+
+    def leave(self) -> None:
+        """Give up the card held, if any."""
+        if self._admission is not None and self._turnstile is not None:
+            admission, self._admission = self._admission, None
+            self._turnstile.release(admission)
+
+    def finish(self) -> None:
+        """The phase is over for this lane."""
+        self.leave()
+        if self._turnstile is not None:
+            self._turnstile.finish(self.index)
+
+    def enter(self, card: int, value: Any) -> Any:
+        """Go to `card` and return `value` with its tensors there; what needs a gradient crosses through a hop."""
+        if self.card == card:
+            return self.crossings.move_all(value, self._devices[card])
+        came_from = self.card
+        self.go(card)
+        self.path.append(card)
+        tree = flatten(value)
+        sources = tree.tensors if came_from is None else self._hopped(tree.tensors, came_from, self._devices[card])
+        device = self._devices[card]
+        moved = [self.crossings.move(t, device, source) for t, source in zip(tree.tensors, sources, strict=True)]
+        # Cards that share one device copy nothing: there the hop's own output goes on, to keep its place in the graph.
+        moved = [
+            source if t.device == device else copy for t, source, copy in zip(tree.tensors, sources, moved, strict=True)
+        ]
+        return tree.rebuild(moved)
+
+    def _hopped(self, tensors: list[Tensor], came_from: int, device: torch.device) -> list[Tensor]:
+        """The tensors, those with a gradient passed through one hop; one that crossed before goes no second time."""
+        if not torch.is_grad_enabled():
+            return tensors
+        shared = (
+            self._devices[came_from] == device
+        )  # logical cards of one GPU: nothing is copied, the order still counts
+        fresh = [
+            i
+            for i, t in enumerate(tensors)
+            if t.requires_grad and (shared or (t.device != device and self.crossings.find(t, device) is None))
+        ]
+        if not fresh:
+            return tensors
+        hopped = list(tensors)
+        for i, tensor in zip(fresh, Hop.apply(self, came_from, *[tensors[i] for i in fresh]), strict=True):
+            hopped[i] = tensor
+        return hopped
+
+
+class Hop(torch.autograd.Function):
+    """Identity; backward takes the lane to the card it came from before the gradient flows on."""
+
+    @staticmethod
+    def forward(ctx: Any, lane: Lane, came_from: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Views of the tensors."""
+        ctx.lane, ctx.came_from = lane, came_from
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        """The gradients, with the lane on the card the tensors came from."""
+        ctx.lane.go(ctx.came_from)
+        return (None, None, *gradients)

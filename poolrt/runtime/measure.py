@@ -1,0 +1,102 @@
+"""From a model and one batch to its profile: the probe in a thread of its own, with everything put back afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from poolrt.planning.profile import Profile
+from poolrt.runtime.layers import Layer, opened
+from poolrt.runtime.microbatch import Call
+from poolrt.runtime.model_state import state_restored
+from poolrt.runtime.probe import Probed, probe
+from poolrt.runtime.profile_model import in_call_order, make_profile
+from poolrt.runtime.thread_state import ThreadState
+from poolrt.runtime.trees import flatten, map_tensors
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A profile, and the layers it speaks of in the order of their first call."""
+
+    profile: Profile
+    layers: tuple[Layer, ...]
+
+
+def measure(
+    model: nn.Module,
+    forward: Callable[..., Any],
+    layers: Sequence[Layer],
+    call: Call,
+    *,
+    batch_size: int,
+    gathered: bool,
+    threads: int,
+) -> Measured:
+    """Profile `model` with one batch, wherever its layers lie now; model, gradients and generators stay as they were.
+
+    Args:
+        model: the model.
+        forward: its forward.
+        layers: what may be placed; a layer whose children are called in its stead is opened up.
+        call: the batch.
+        batch_size: its number of samples.
+        gathered: whether whole outputs are put together on a card.
+        threads: how many of the host's threads one lane has.
+    """
+    devices = list(dict.fromkeys(parameter.device for parameter in model.parameters()))
+    types = tuple(dict.fromkeys(device.type for device in devices if device.type != "cpu"))
+    while True:
+        with state_restored(model, devices):
+            probed = _in_thread(types, threads, lambda: probe(model, forward, layers, _plain(call), to_layer))
+        if not probed.unreached:
+            break
+        layers = [part for layer in layers for part in (opened(layer) if layer in probed.unreached else [layer])]
+    ordered = in_call_order(layers, probed)
+    input_nbytes = sum(tensor.nbytes for tensor in flatten(call).tensors)
+    profile = make_profile(model, ordered, probed, batch_size=batch_size, input_nbytes=input_nbytes, gathered=gathered)
+    return Measured(profile, tuple(ordered))
+
+
+def to_layer(layer: nn.Module, value: Any) -> Any:
+    """`value` with its tensors where the parameters of `layer` are."""
+    device = next(layer.parameters()).device
+    return map_tensors(value, lambda tensor: tensor.to(device))
+
+
+def _plain(call: Call) -> Call:
+    """The batch without history; tensors made in inference mode as ordinary ones, which a backward may save."""
+
+    def plain(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+    with torch.inference_mode(False):
+        result: Call = map_tensors(call, plain)
+    return result
+
+
+def _in_thread(device_types: tuple[str, ...], threads: int, body: Callable[[], Probed]) -> Probed:
+    """Run `body` as a lane would: in a new thread, with the caller's state and a lane's share of the cores."""
+    state = ThreadState(device_types)
+    results: list[Probed] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        torch.set_num_threads(threads)
+        try:
+            with torch.inference_mode(False):
+                results.append(state.run(body))
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, name="probe")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures.pop()
+    return results[0]

@@ -1,0 +1,96 @@
+"""Counts the bytes that operations bring into being: the same figures on the host, on virtual cards and on GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GRANULE = 512
+"""allocators of cards hand out multiples of this many bytes"""
+
+
+def granular(nbytes: int) -> int:
+    """`nbytes` as an allocator counts them."""
+    return -(-nbytes // GRANULE) * GRANULE
+
+
+class MemoryWatch(TorchDispatchMode):
+    """While active, follows every storage that an operation returns until it dies. `peak` is above the last `mark`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._foreign: dict[int, StorageWeakRef] = {}
+        self.peak = 0
+
+    def mark(self) -> int:
+        """Forget the peak; bytes live now."""
+        self.peak = self.live_nbytes()
+        return self.peak
+
+    def live_nbytes(self) -> int:
+        """Bytes of the followed storages that still exist."""
+        for key in [key for key, (storage, _) in self._live.items() if storage.expired()]:
+            del self._live[key]
+        return sum(nbytes for _, nbytes in self._live.values())
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run `func` and follow what it returns."""
+        self._meet(args)
+        result = func(*args, **(kwargs or {}))
+        self._follow(result)
+        return result
+
+    def _meet(self, args: Any) -> None:
+        """Storages that come in from outside (weights, the batch) are not counted, nor are views of them."""
+        for tensor in tree_leaves(args):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._live and storage._cdata not in self._foreign:
+                    self._foreign[storage._cdata] = StorageWeakRef(storage)
+
+    def _follow(self, result: Any) -> None:
+        fresh = False
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                fresh |= self._add(tensor)
+        if fresh:
+            self.peak = max(self.peak, self.live_nbytes())
+
+    def _add(self, tensor: Tensor) -> bool:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live and not self._live[key][0].expired():
+            return False
+        if key in self._foreign:
+            if not self._foreign[key].expired():
+                return False
+            del self._foreign[key]
+        self._live[key] = (StorageWeakRef(storage), granular(storage.nbytes()))
+        return True
+
+
+class SavedBytes:
+    """Bytes that autograd keeps from forward to backward: each storage once, weights not at all."""
+
+    def __init__(self, weights: set[int]) -> None:
+        self._weights = weights  # addresses of the parameters' and buffers' storages
+        self._counted: dict[int, StorageWeakRef] = {}
+        self.nbytes = 0
+
+    def count(self, tensor: Tensor) -> None:
+        """Add the storage of `tensor` unless it is a weight or was counted already."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in self._weights:
+            return
+        known = self._counted.get(storage._cdata)
+        if known is None or known.expired():
+            self._counted[storage._cdata] = StorageWeakRef(storage)
+            self.nbytes += granular(storage.nbytes())

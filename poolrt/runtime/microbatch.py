@@ -1,0 +1,143 @@
+"""Scatter and gather: a batch into micro-batches, and their outputs into the outputs of the whole batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from poolrt.planning.profile import micro_batch_sizes
+from poolrt.runtime.merge_rule import Mean, Sum, rule_of
+from poolrt.runtime.trees import Leaf, Tree, flatten
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class OutputRule:
+    """How one output tensor of the whole batch follows from the micro-batches'."""
+
+    kind: Literal["concatenate", "scalar", "same"]
+    dim: int = 0
+
+
+class CannotMergeError(Exception):
+    """The outputs of this step do not fit the rules found by the first one; the step is repeated unsplit."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Whole outputs, and what backward needs to take their gradients apart again."""
+
+    tensors: list[Tensor]
+    rules: list[OutputRule]
+    weights: list[list[float]]
+    """per tensor, the weight of each micro-batch (scalars only)"""
+
+
+def batch_size_of(call: Call, batch_dim: int) -> int | None:
+    """The size most tensors of the call have along `batch_dim`; None if no tensor has that dimension."""
+    sizes = Counter(t.shape[batch_dim] for t in flatten(call).tensors if t.dim() > batch_dim)
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def scatter(call: Call, micro_batches: int, batch_dim: int) -> list[Call]:
+    """`micro_batches` parts of the call; tensors without the batch's size along `batch_dim` go to every part whole."""
+    batch_size = batch_size_of(call, batch_dim)
+    if micro_batches == 1 or batch_size is None:
+        return [call]
+    tree = flatten(call)
+    sizes = micro_batch_sizes(batch_size, micro_batches)
+    columns = [
+        t.split(sizes, batch_dim) if t.dim() > batch_dim and t.shape[batch_dim] == batch_size else [t] * micro_batches
+        for t in tree.tensors
+    ]
+    if not columns:
+        return [call] * micro_batches
+    return [tree.rebuild(row) for row in zip(*columns, strict=True)]
+
+
+def gather(parts: Sequence[Tree], rules: Sequence[OutputRule], device: torch.device | None) -> Gathered:
+    """The whole batch's output tensors, detached; on `device` where one is given (state stays on its cards).
+
+    Raises:
+        CannotMergeError: if the parts do not fit `rules`.
+    """
+    if any(len(part.leaves) != len(rules) for part in parts):
+        raise CannotMergeError(f"the model returned {len(parts[0].leaves)} tensors, in the first step {len(rules)}")
+    tensors, weights = [], []
+    for index, rule in enumerate(rules):
+        leaves = [part.leaves[index] for part in parts]
+        weights.append(_weights(leaves) if rule.kind == "scalar" and len(parts) > 1 else [1.0] * len(parts))
+        tensors.append(_merged(leaves, rule, weights[-1], None if leaves[0].in_state else device))
+    return Gathered(tensors, list(rules), weights)
+
+
+def _merged(leaves: Sequence[Leaf], rule: OutputRule, weights: Sequence[float], device: torch.device | None) -> Tensor:
+    parts = [leaf.tensor.detach() for leaf in leaves]
+    target = parts[-1].device if device is None else device
+    if rule.kind == "same" or len(parts) == 1:
+        return parts[0].to(target)
+    if rule.kind == "concatenate":
+        return _concatenate(leaves[0].path, parts, rule.dim, target)
+    total = torch.zeros((), dtype=parts[0].dtype, device=target)
+    for part, weight in zip(parts, weights, strict=True):
+        if weight:  # a micro-batch in which nothing counts has a loss of 0/0
+            total += part.to(target) * weight
+    return total
+
+
+def _concatenate(path: str, parts: Sequence[Tensor], dim: int, device: torch.device) -> Tensor:
+    """torch.cat straight into `device`: no second whole copy on the card the parts lie on."""
+    shape = list(parts[0].shape)
+    if any(part.dim() != len(shape) or _without(part.shape, dim) != _without(shape, dim) for part in parts):
+        raise CannotMergeError(f"output {path!r} has shapes {[tuple(p.shape) for p in parts]} over the micro-batches")
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    whole = torch.empty(shape, dtype=parts[0].dtype, device=device)
+    for target, part in zip(whole.split([part.shape[dim] for part in parts], dim), parts, strict=True):
+        target.copy_(part)
+    return whole
+
+
+def _without(shape: Sequence[int], dim: int) -> list[int]:
+    return [size for index, size in enumerate(shape) if index != dim]
+
+
+def _weights(leaves: Sequence[Leaf]) -> list[float]:
+    """The weight of each micro-batch in a scalar output, from what merge_rule was told about it.
+
+    Raises:
+        CannotMergeError: if the scalar has no rule, or its denominators split in different proportions.
+    """
+    rules = [rule_of(leaf.tensor) for leaf in leaves]
+    if all(isinstance(rule, Sum) for rule in rules):
+        return [1.0] * len(leaves)
+    if not all(isinstance(rule, Mean) for rule in rules):
+        raise CannotMergeError(
+            f"output {leaves[0].path!r} is a scalar that is neither a mean nor a sum over the batch as far as poolrt sees"
+        )
+    columns = list(
+        zip(*[[float(n) for n in rule.denominators] for rule in rules if isinstance(rule, Mean)], strict=True)
+    )
+    shares = [[n / total for n in column] if (total := sum(column)) else [0.0] * len(column) for column in columns]
+    if any(abs(a - b) > 1e-6 for share in shares[1:] for a, b in zip(share, shares[0], strict=True)):
+        raise CannotMergeError(
+            f"output {leaves[0].path!r} adds means over different numbers of items, which split unevenly: {shares}"
+        )
+    return shares[0]
+
+
+def split_gradient(
+    gradient: Tensor, rule: OutputRule, weights: Sequence[float], parts: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The gradient of one whole output as gradients of the micro-batches' outputs, each on its output's device."""
+    if rule.kind == "concatenate" and len(parts) > 1:
+        pieces = gradient.split([part.shape[rule.dim] for part in parts], rule.dim)
+        return [piece.to(part.device) for piece, part in zip(pieces, parts, strict=True)]
+    if rule.kind == "scalar" and len(parts) > 1:
+        return [(gradient * w).to(part.device) if w else None for w, part in zip(weights, parts, strict=True)]
+    return [gradient.to(parts[0].device), *[None] * (len(parts) - 1)]

@@ -1,0 +1,109 @@
+"""Placement: every parameter and buffer on its card, without changing an object the user holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from poolrt.runtime.layers import Layer
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a module where a parameter stands, and the card on which that module runs."""
+
+    module: nn.Module
+    name: str
+    card: int
+
+
+class Placement:
+    """The layers of `model` on their cards. A tied parameter lives with the first layer that uses it."""
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[Layer], card_of: Mapping[str, int], devices: Sequence[torch.device]
+    ) -> None:
+        self.model = model
+        self.layers = tuple(layers)
+        self.devices = tuple(devices)
+        self.card_of_layer = {layer.module: card_of[layer.name] for layer in layers}
+        self.first_card = card_of[layers[0].name] if layers else 0
+        self.card_of_module = self._module_cards()
+        self.home: dict[int, int] = {}
+        """id of a parameter or buffer to the card it lives on"""
+
+    def _module_cards(self) -> dict[nn.Module, int]:
+        cards = dict.fromkeys(self.model.modules(), self.first_card)
+        for layer in reversed(self.layers):
+            for module in layer.module.modules():
+                cards[module] = self.card_of_layer[layer.module]
+        return cards
+
+    def apply(self) -> None:
+        """Move every parameter (its gradient with it) and buffer to its card; objects stay the same."""
+        self.home.clear()
+        for module, card in self._in_layer_order():
+            for parameter in module._parameters.values():
+                if parameter is not None and self.home.setdefault(id(parameter), card) == card:
+                    move_parameter(parameter, self.devices[card])
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(self.devices[card])
+
+    def _in_layer_order(self) -> Iterator[tuple[nn.Module, int]]:
+        for layer in self.layers:
+            for module in layer.module.modules():
+                yield module, self.card_of_layer[layer.module]
+        placed = {module for layer in self.layers for module in layer.module.modules()}
+        for module in self.model.modules():
+            if module not in placed:
+                yield module, self.first_card
+
+    def slots(self) -> list[Slot]:
+        """Every place where a parameter stands."""
+        return [
+            Slot(module, name, card)
+            for module, card in self.card_of_module.items()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+
+    def weight_nbytes(self) -> list[int]:
+        """Bytes of parameters and buffers on each card now."""
+        totals = [0] * len(self.devices)
+        seen: set[int] = set()
+        for module, card in self.card_of_module.items():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    totals[self.home.get(id(tensor), card)] += tensor.nbytes
+        return totals
+
+    def gradient_nbytes(self) -> list[int]:
+        """Bytes of gradients on each card now."""
+        totals = [0] * len(self.devices)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                totals[self.home.get(id(parameter), self.first_card)] += parameter.grad.nbytes
+        return totals
+
+
+def move_parameter(parameter: nn.Parameter, device: torch.device) -> None:
+    """Give `parameter` its bytes on `device`; the object, its name and whoever shares it stay."""
+    if parameter.device == device:
+        return
+    with torch.no_grad():
+        gradient = parameter.grad
+        parameter.grad = None
+        parameter.data = parameter.data.to(device)
+        if gradient is not None:
+            parameter.grad = gradient.to(device)
+
+
+def tensors_on_meta(model: nn.Module) -> list[str]:
+    """Names of parameters and buffers without storage."""
+    named: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, tensor in named if tensor.is_meta]

@@ -1,0 +1,205 @@
+"""The probe: one forward of a real batch, layer by layer, that measures what the planner needs and keeps nothing.
+
+    before a layer   cut the graph: its inputs become leaves
+    the layer runs   time, bytes saved for backward, peak of the forward
+    after it         its own backward runs at once (gradients of ones): time, peak; then the outputs are cut again
+    glue             is charged to the call before it; its backward runs at the end
+
+So only one layer's activations exist at a time, and nothing of the user's changes: gradients go to no parameter,
+buffers and generators are put back by the caller.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from poolrt.planning.profile import CallFacts
+from poolrt.runtime.hooks import Mover, hooked
+from poolrt.runtime.lane import current
+from poolrt.runtime.layers import Layer
+from poolrt.runtime.memory_watch import MemoryWatch, SavedBytes
+from poolrt.runtime.microbatch import Call
+from poolrt.runtime.trees import flatten, map_tensors
+
+
+@dataclass
+class _Measured:
+    """One call while it is measured; see CallFacts for the meaning of the fields."""
+
+    layer: str
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    saved_nbytes: int = 0
+    forward_workspace_nbytes: int = 0
+    backward_workspace_nbytes: int = 0
+    output_nbytes: int = 0
+
+    def facts(self) -> CallFacts:
+        return CallFacts(**vars(self))
+
+
+@dataclass
+class Probed:
+    """What the probe saw."""
+
+    calls: list[CallFacts]
+    output_nbytes: int
+    unreached: list[Layer] = field(default_factory=list)
+    """layers with children that were called although the layer itself never was"""
+
+
+def probe(model: nn.Module, forward: Callable[..., Any], layers: Sequence[Layer], call: Call, move: Mover) -> Probed:
+    """Measure one forward and backward of `model` on `call`, wherever its layers lie.
+
+    Runs in the calling thread; the caller restores buffers and generators.
+    """
+    walker = _ProbeWalker(model, layers, move)
+    called: set[nn.Module] = set()
+    watchers = [
+        child.register_forward_pre_hook(lambda module, args: called.add(module))
+        for layer in layers
+        for child in layer.module.modules()
+    ]
+    try:
+        with hooked(layers, move):
+            output = walker.run(forward, call)
+    finally:
+        for watcher in watchers:
+            watcher.remove()
+    unreached = [
+        layer
+        for layer in layers
+        if layer.module not in called and any(child in called for child in layer.module.modules())
+    ]
+    return Probed([measured.facts() for measured in walker.calls], _nbytes(output), unreached)
+
+
+class _ProbeWalker:
+    """The walker of a probe: measures each layer's call between `before` and `after`, and the glue in between."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer], move: Mover) -> None:
+        self._names = {layer.module: layer.name for layer in layers}
+        self._move = move
+        self._watch = MemoryWatch()
+        self._saved = SavedBytes({t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())})
+        self._glue_outputs: list[Tensor] = []
+        self._inputs: list[Tensor] = []
+        self._saved_before = 0
+        self._live_before = 0
+        self._started = 0.0
+        self.calls: list[_Measured] = []
+
+    def run(self, forward: Callable[..., Any], call: Call) -> Any:
+        current.walker = self
+        hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        try:
+            with torch.autograd.set_multithreading_enabled(False), torch.enable_grad(), hooks, self._watch:
+                self._begin_segment()
+                output = forward(*call[0], **call[1])
+                self._end_glue()
+                self._backward_of_glue(output)
+        finally:
+            current.walker = None
+        return output
+
+    def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._end_glue()
+        args, kwargs = self._move(layer, (args, kwargs))
+        args, kwargs = map_tensors((args, kwargs), _cut)
+        self._inputs = [t for t in flatten((args, kwargs)).tensors if t.requires_grad]
+        self.calls.append(_Measured(self._names[layer]))
+        for tensor in self._inputs:
+            self._saved.count(tensor)
+        self._begin_segment()
+        return args, kwargs
+
+    def after(self, layer: nn.Module, output: Any) -> Any:
+        measured = self.calls[-1]
+        self._synchronize(layer)
+        measured.forward_s += time.perf_counter() - self._started
+        measured.saved_nbytes += self._saved.nbytes - self._saved_before
+        # While the graph lives, what is live is kept: saved values and the output itself.
+        kept = self._watch.live_nbytes()
+        measured.forward_workspace_nbytes = max(0, self._watch.peak - max(kept, self._live_before))
+        tensors = flatten(output).tensors
+        measured.output_nbytes = sum(t.nbytes for t in tensors if t.is_floating_point())
+        self._backward_of_layer(layer, tensors, measured)
+        cut = map_tensors(output, _cut)
+        self._glue_outputs = [t for t in flatten(cut).tensors if t.requires_grad]
+        self._begin_segment()
+        return cut
+
+    # ---- segments of the forward
+
+    def _begin_segment(self) -> None:
+        self._saved_before = self._saved.nbytes
+        self._live_before = self._watch.mark()
+        self._started = time.perf_counter()
+
+    def _end_glue(self) -> None:
+        """Charge what happened since the last layer to that layer's call."""
+        if not self.calls:
+            return
+        measured = self.calls[-1]
+        measured.forward_s += time.perf_counter() - self._started
+        measured.saved_nbytes += self._saved.nbytes - self._saved_before
+        peak = self._watch.peak - max(self._watch.live_nbytes(), self._live_before)
+        measured.forward_workspace_nbytes = max(measured.forward_workspace_nbytes, peak)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        self._saved.count(tensor)
+        return tensor
+
+    # ---- backward, one piece at a time
+
+    def _backward_of_layer(self, layer: nn.Module, outputs: Sequence[Tensor], measured: _Measured) -> None:
+        wanted = [*self._inputs, *(p for p in layer.parameters() if p.requires_grad)]
+        started = time.perf_counter()
+        workspace = self._differentiate(outputs, wanted, len(self._inputs))
+        self._synchronize(layer)
+        measured.backward_s += time.perf_counter() - started
+        measured.backward_workspace_nbytes = max(measured.backward_workspace_nbytes, workspace)
+
+    def _backward_of_glue(self, output: Any) -> None:
+        if not self.calls or not self._glue_outputs:
+            return
+        measured = self.calls[-1]
+        started = time.perf_counter()
+        workspace = self._differentiate(flatten(output).tensors, self._glue_outputs, len(self._glue_outputs))
+        measured.backward_s += time.perf_counter() - started
+        measured.backward_workspace_nbytes = max(measured.backward_workspace_nbytes, workspace)
+
+    def _differentiate(self, outputs: Sequence[Tensor], wanted: Sequence[Tensor], activations: int) -> int:
+        """Backward from gradients of ones; the peak above what was live, less the gradients of parameters.
+
+        The first `activations` of `wanted` are inputs, the rest parameters.
+        """
+        roots = [t for t in outputs if t.requires_grad and t.grad_fn is not None]
+        if not roots or not wanted:
+            return 0
+        before = self._watch.mark()
+        gradients = torch.autograd.grad(
+            roots, wanted, [torch.ones_like(t) for t in roots], allow_unused=True, retain_graph=False
+        )
+        of_parameters = sum(g.nbytes for g in gradients[activations:] if g is not None)
+        return max(0, self._watch.peak - before - of_parameters)
+
+    def _synchronize(self, layer: nn.Module) -> None:
+        device = next(layer.parameters()).device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
+def _cut(tensor: Tensor) -> Tensor:
+    """The same values without their history; still wanting a gradient if they did."""
+    return tensor.detach().requires_grad_() if tensor.requires_grad else tensor
+
+
+def _nbytes(value: Any) -> int:
+    return sum(t.nbytes for t in flatten(value).tensors)

@@ -1,0 +1,96 @@
+"""From the probe's measurements to the planner's Profile: weights by layer, tied parameters, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from poolrt.planning.profile import LayerFacts, Profile, TiedParameter
+from poolrt.runtime.layers import Layer, unique_tensors
+from poolrt.runtime.memory_watch import granular
+from poolrt.runtime.probe import Probed
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of the model's class and the names, shapes and dtypes of its parameters."""
+    digest = hashlib.sha256(f"{type(model).__module__}.{type(model).__qualname__}".encode())
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def weigh_layers(model: nn.Module, layers: Sequence[Layer]) -> tuple[tuple[LayerFacts, ...], tuple[TiedParameter, ...]]:
+    """Bytes of each layer, a tied parameter counted with its first layer only; what is in no layer, with the first."""
+    owner: dict[int, str] = {}
+    users: dict[int, list[str]] = {}
+    for layer in layers:
+        for tensor in unique_tensors(_tensors(layer.module)):
+            owner.setdefault(id(tensor), layer.name)
+            users.setdefault(id(tensor), []).append(layer.name)
+    loose = [tensor for tensor in unique_tensors(_tensors(model)) if id(tensor) not in owner]
+    facts = [
+        _weigh(layer.name, [t for t in unique_tensors(_tensors(layer.module)) if owner[id(t)] == layer.name])
+        for layer in layers
+    ]
+    if facts and loose:
+        facts[0] = _weigh(facts[0].name, [*(t for t in unique_tensors(_tensors(layers[0].module))), *loose])
+    tied = tuple(
+        TiedParameter(name=name, nbytes=granular(parameter.nbytes), layers=tuple(users[id(parameter)]))
+        for name, parameter in model.named_parameters()
+        if len(users.get(id(parameter), ())) > 1
+    )
+    return tuple(facts), tied
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _weigh(name: str, tensors: Sequence[Tensor]) -> LayerFacts:
+    trainable = [granular(t.nbytes) for t in tensors if t.requires_grad]
+    return LayerFacts(
+        name=name,
+        weight_nbytes=sum(granular(t.nbytes) for t in tensors),
+        trainable_nbytes=sum(trainable),
+        largest_gradient_nbytes=max(trainable, default=0),
+    )
+
+
+def make_profile(
+    model: nn.Module, layers: Sequence[Layer], probed: Probed, *, batch_size: int, input_nbytes: int, gathered: bool
+) -> Profile:
+    """The planner's view of `model`, its layers in the order of their first call (those never called keep their place).
+
+    Args:
+        model: the model.
+        layers: its layers.
+        probed: what the probe measured.
+        batch_size: samples in the probed batch.
+        input_nbytes: bytes of the batch's own tensors.
+        gathered: whether whole outputs are put together on a card (else on the host).
+    """
+    facts, tied = weigh_layers(model, layers)
+    return Profile(
+        model=fingerprint(model),
+        batch_size=batch_size,
+        layers=facts,
+        calls=tuple(probed.calls),
+        tied=tied,
+        input_nbytes=input_nbytes,
+        gathered_nbytes=probed.output_nbytes if gathered else 0,
+        output_nbytes=probed.output_nbytes,
+    )
+
+
+def in_call_order(layers: Sequence[Layer], probed: Probed) -> list[Layer]:
+    """`layers` ordered by first call; one never called stays behind the layer it followed before."""
+    first: dict[str, float] = {}
+    for index, call in enumerate(probed.calls):
+        first.setdefault(call.layer, float(index))
+    keys: dict[str, float] = {}
+    last = -1.0
+    for layer in layers:
+        last = keys[layer.name] = first.get(layer.name, last)
+    return sorted(layers, key=lambda layer: keys[layer.name])

@@ -1,0 +1,58 @@
+"""Randomness of lanes: each stay of a micro-batch on a card has its own seed, so timing cannot change a dropout mask.
+
+The seed of a forward is one draw from the user's default generator; a stay's seed is a hash of
+(forward's seed, card, visit, micro-batch). Same seed and same plan give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from poolrt.runtime.turnstile import Ticket
+
+_MASK = (1 << 64) - 1
+
+
+class CardSeeds:
+    """Seeds the cards' generators under the ticket, and puts the generators back afterwards."""
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self._devices = devices
+        self._forward_seed = int(torch.randint(1 << 62, ()).item())
+
+    def seed(self, card: int, ticket: Ticket) -> None:
+        """Seed the generator of `card` for this stay of this micro-batch."""
+        device = self._devices[card]
+        words = (self._forward_seed, card, ticket.visit, ticket.micro_batch)
+        _generator(device).manual_seed(_mix(words) >> 1)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """The cards' generators are afterwards as they were before."""
+        states = {device: _generator(device).get_state() for device in dict.fromkeys(self._devices)}
+        try:
+            yield
+        finally:
+            for device, state in states.items():
+                _generator(device).set_state(state)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    if device.type == "cpu":
+        return torch.default_generator
+    generator: torch.Generator = torch.get_device_module(device).default_generators[device.index or 0]
+    return generator
+
+
+def _mix(words: Sequence[int]) -> int:
+    """A 64-bit hash by the finalizer of splitmix64 (Steele, Lea, Flood 2014), one round per word."""
+    state = 0
+    for word in words:
+        state = (state + word + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state

@@ -1,0 +1,311 @@
+"""One forward of the whole batch in lanes, and the backward that may follow: the cut node.
+
+    user's graph:      parameters --+--> [ cut node ] --> outputs --> user's loss
+    lanes' own graphs: alias ... micro-batch 0 ... output 0
+                       alias ... micro-batch 1 ... output 1
+
+The cut node's backward takes the gradients of the outputs apart, runs every micro-batch's backward in its own lane,
+and hands the summed gradients of the aliases over as the parameters' gradients.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from poolrt.runtime.alias import Aliases
+from poolrt.runtime.glue import Glue, pause, resume
+from poolrt.runtime.lane import Lane, current
+from poolrt.runtime.merge_rule import rule_of
+from poolrt.runtime.microbatch import Call, Gathered, OutputRule, gather, split_gradient
+from poolrt.runtime.place import Placement
+from poolrt.runtime.random_state import CardSeeds
+from poolrt.runtime.thread_state import ThreadState
+from poolrt.runtime.trees import Tree, flatten
+from poolrt.runtime.turnstile import Aborted, Admission, Ticket, Turnstile
+
+Orders = Mapping[int, Sequence[Ticket]]
+
+
+@dataclass
+class Machine:
+    """What a step needs besides the batch: where things are, in which order cards admit, how many threads a lane has."""
+
+    placement: Placement
+    forward: Callable[..., Any]
+    threads_per_lane: int
+    watched: set[nn.Module] = field(default_factory=set)
+    """layers inside which scalars are watched as in glue (they compute a loss)"""
+    watch_all: bool = False
+    """watch inside every layer, to find those"""
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The cards' devices."""
+        return self.placement.devices
+
+    @property
+    def device_types(self) -> tuple[str, ...]:
+        """Their kinds, each once, without the CPU."""
+        return tuple(dict.fromkeys(device.type for device in self.devices if device.type != "cpu"))
+
+
+class LaneWalker:
+    """Takes the lane to each layer's card, and switches the watch over glue code off inside layers."""
+
+    def __init__(self, machine: Machine, lane: Lane, glue: Glue) -> None:
+        self._machine, self._lane, self._glue = machine, lane, glue
+        self._paused: list[bool] = []
+
+    def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Go to the layer's card with its arguments."""
+        moved = self._lane.enter(self._machine.placement.card_of_layer[layer], (args, kwargs))
+        self._paused.append(not self._is_watched(layer) and pause(self._glue))
+        return moved
+
+    def _is_watched(self, layer: nn.Module) -> bool:
+        return self._machine.watch_all or layer in self._machine.watched
+
+    def after(self, layer: nn.Module, output: Any) -> Any:
+        """Glue code follows. A layer that turns out to compute scalars of the batch is watched from now on."""
+        if self._paused and self._paused.pop():
+            resume(self._glue)
+        elif self._machine.watch_all and any(rule_of(t) is not None for t in flatten(output).tensors):
+            self._machine.watched.add(layer)
+        return output
+
+
+class Step:
+    """One forward of micro-batches `parts` through the cards, in the order of `forward_order`."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        parts: Sequence[Call],
+        forward_order: Orders,
+        backward_order: Orders,
+        seeds: CardSeeds | None = None,
+    ) -> None:
+        self._machine = machine
+        self._parts: list[Call] = list(parts)
+        self._orders = (forward_order, backward_order)
+        self._learning = torch.is_grad_enabled()
+        self._aliases = Aliases(machine.placement, self._learning)
+        self._seeds = seeds
+        self._lanes = [Lane(i, machine.devices, self._seeds) for i in range(len(parts))]
+        self._rows: list[list[Tensor]] = []
+        self._gathered: Gathered | None = None
+        self.inputs: list[Tensor] = []
+        """tensors of the batch that need a gradient"""
+        self._cut_inputs: list[tuple[Tensor, Tensor]] = []
+        self.admissions: list[Admission] = []
+        self.forward_s = 0.0
+        self.backward_s = 0.0
+        self.on_done: Callable[[Step], None] = lambda step: None
+        self.guard: Callable[[Callable[[], Any]], Any] = lambda work: work()
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """The lanes, one per micro-batch."""
+        return self._lanes
+
+    # ---- forward
+
+    def run_forward(self) -> list[Tree]:
+        """Run every lane's forward; the outputs of each, taken apart.
+
+        Raises:
+            Exception: what a lane raised, itself; everything is as before the step.
+        """
+        started = time.perf_counter()
+        if self._learning:
+            self._parts = [self._cut(part) for part in self._parts]
+        outputs: list[Tree | None] = [None] * len(self._parts)
+        state = ThreadState(self._machine.device_types)
+        with self._aliases.in_place(), self._seeds.restored() if self._seeds else nullcontext():
+            self._run_lanes(
+                self._orders[0], lambda lane: outputs.__setitem__(lane.index, state.run(lambda: self._forward(lane)))
+            )
+        self._parts.clear()
+        self.forward_s = time.perf_counter() - started
+        return [tree for tree in outputs if tree is not None]
+
+    def _cut(self, part: Call) -> Call:
+        """Inputs that need a gradient are cut from the user's graph, as parameters are."""
+        tree = flatten(part)
+        if not any(t.requires_grad for t in tree.tensors):
+            return part
+        leaves = []
+        for tensor in tree.tensors:
+            leaf = tensor
+            if tensor.requires_grad:
+                leaf = tensor.detach().requires_grad_()
+                self._cut_inputs.append((tensor, leaf))
+            leaves.append(leaf)
+        rebuilt: Call = tree.rebuild(leaves)
+        return rebuilt
+
+    def _forward(self, lane: Lane) -> Tree:
+        placement = self._machine.placement
+        glue = Glue(lane.crossings, lambda: lane.device)
+        current.walker = LaneWalker(self._machine, lane, glue)
+        try:
+            args, kwargs = lane.enter(placement.first_card, self._parts[lane.index])
+            with glue:
+                output = self._machine.forward(*args, **kwargs)
+            return flatten(output, into_state=True)
+        finally:
+            current.walker = None
+            lane.crossings.clear()
+
+    def _run_lanes(self, order: Orders, body: Callable[[Lane], None]) -> None:
+        """One thread per lane; the first failure stops the others and is raised when all have ended."""
+        turnstile = Turnstile(order, len(self._lanes))
+        failures: list[BaseException] = []
+
+        def work(lane: Lane) -> None:
+            try:
+                torch.set_num_threads(self._machine.threads_per_lane)
+                lane.begin(turnstile)
+                body(lane)
+                lane.finish()
+            except Aborted:
+                pass
+            except BaseException as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    error.card = lane.card  # type: ignore[attr-defined]
+                failures.append(error)
+                turnstile.abort()
+
+        threads = [threading.Thread(target=work, args=(lane,), name=f"lane {lane.index}") for lane in self._lanes]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except BaseException:  # KeyboardInterrupt while waiting
+            turnstile.abort()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            raise
+        self.admissions += turnstile.admissions
+        if failures:
+            raise self._first(failures)
+
+    def _first(self, failures: list[BaseException]) -> BaseException:
+        failure = failures[0]
+        failures.clear()
+        self._rows.clear()
+        if isinstance(failure, torch.OutOfMemoryError):
+            traceback.clear_frames(failure.__traceback__)  # their locals hold what fills the card
+        return failure
+
+    # ---- gather
+
+    def finish_forward(self, outputs: Sequence[Tree], rules: Sequence[OutputRule], device: torch.device | None) -> Any:
+        """The model's output for the whole batch, connected to the user's graph through the cut node."""
+        gathered = gather(outputs, rules, device)
+        rebuild = outputs[0].rebuild
+        if not self._learning or not any(t.requires_grad for tree in outputs for t in tree.tensors):
+            return rebuild(gathered.tensors)
+        self._rows = [tree.tensors for tree in outputs]
+        self._gathered = gathered
+        self.inputs = [tensor for tensor, _ in self._cut_inputs]
+        return rebuild(CutNode.apply(self, *self.inputs, *self._aliases.parameters))
+
+    def outputs(self) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """For the cut node: the whole outputs, and those among them that need no gradient."""
+        assert self._gathered is not None
+        tensors = tuple(t.view_as(t) for t in self._gathered.tensors)
+        self._gathered.tensors.clear()
+        needs = [any(row[i].requires_grad for row in self._rows) for i in range(len(tensors))]
+        return tensors, [t for t, needed in zip(tensors, needs, strict=True) if not needed]
+
+    # ---- backward
+
+    def run_backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of `inputs` and of the aliases' parameters from those of the outputs."""
+        started = time.perf_counter()
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        work = self._lane_gradients(gradients)
+        state = ThreadState(self._machine.device_types)
+        try:
+            with self._aliases.in_place(), self._seeds.restored() if self._seeds else nullcontext():
+                self._run_lanes(
+                    self._orders[1], lambda lane: state.run(lambda: self._backward(lane, work[lane.index], keep))
+                )
+        except BaseException:
+            self._aliases.drop_gradients()
+            raise
+        if not keep:
+            self._rows = []
+        self.backward_s = time.perf_counter() - started
+        self.on_done(self)
+        return [self._take_input_gradient(leaf) for _, leaf in self._cut_inputs] + self._aliases.take_gradients()
+
+    def _lane_gradients(self, gradients: Sequence[Tensor | None]) -> list[list[tuple[Tensor, Tensor]]]:
+        """Per lane: (output tensor, its gradient) for backward to start from."""
+        if not self._rows or not all(self._rows):
+            raise RuntimeError(
+                "Trying to backward through the graph a second time (or after an error in it): the saved values are "
+                "gone. Give retain_graph=True the first time, or run forward again."
+            )
+        assert self._gathered is not None
+        work: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._rows]
+        for index, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            parts = [row[index] for row in self._rows]
+            pieces = split_gradient(gradient, self._gathered.rules[index], self._gathered.weights[index], parts)
+            for lane_work, part, piece in zip(work, parts, pieces, strict=True):
+                if piece is not None and part.requires_grad:
+                    lane_work.append((part, piece))
+        return work
+
+    def _backward(self, lane: Lane, work: list[tuple[Tensor, Tensor]], keep: bool) -> None:
+        if not work:
+            return
+        current.walker = LaneWalker(self._machine, lane, Glue(lane.crossings, lambda: lane.device))
+        try:
+            lane.go(lane.path[-1])
+            tensors, gradients = [t for t, _ in work], [g for _, g in work]
+            work.clear()
+            if not keep:
+                self._rows[lane.index] = []
+            torch.autograd.backward(tensors, gradients, retain_graph=keep)
+        finally:
+            current.walker = None
+
+    @staticmethod
+    def _take_input_gradient(leaf: Tensor) -> Tensor | None:
+        gradient, leaf.grad = leaf.grad, None
+        return gradient
+
+
+class CutNode(torch.autograd.Function):
+    """The one node between the user's graph and the lanes' graphs."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Step, *cut: Tensor) -> tuple[Tensor, ...]:
+        """The whole outputs; `cut` are the inputs and parameters whose gradients backward returns."""
+        ctx.step = step
+        ctx.set_materialize_grads(False)
+        outputs, constant = step.outputs()
+        ctx.mark_non_differentiable(*constant)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        """Gradients for `cut`."""
+        return (None, *ctx.step.guard(lambda: ctx.step.run_backward(gradients)))

@@ -1,0 +1,166 @@
+"""Tensors inside nested values: what a model takes and returns.
+
+    {"loss": t0, "cache": Cache(layers=[Layer(keys=t1)])}   ->   [Leaf("loss", t0), Leaf("cache.layers.0.keys", t1)] + a way back
+
+Tuples, lists, dicts, named tuples and dataclasses (transformers' ModelOutput among them) are containers. Other objects
+that hold tensors (key-value caches) are state: walked only where asked, because a model may change them in place and
+must then be given the very object. Everything else is a constant.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import enum
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Rebuild = Callable[[Iterator[Tensor]], Any]
+
+_CONSTANTS = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    enum.Enum,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    slice,
+)
+_NEVER_WALKED = (*_CONSTANTS, nn.Module, type, torch.Generator, torch.storage.UntypedStorage, torch.utils.data.Dataset)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor and where it stands in the value."""
+
+    path: str
+    tensor: Tensor
+    in_state: bool = False
+    """inside an object that is no plain container"""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A value taken apart: its tensors in order, and how to put others in their places."""
+
+    leaves: tuple[Leaf, ...]
+    rebuild_from: Rebuild
+    has_state: bool
+    """whether an object was met that is neither container nor constant: a cache, say"""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors alone."""
+        return [leaf.tensor for leaf in self.leaves]
+
+    def rebuild(self, tensors: Iterable[Tensor]) -> Any:
+        """The value with `tensors` in place of its own, in the same order."""
+        return self.rebuild_from(iter(tensors))
+
+
+def flatten(value: Any, *, into_state: bool = False) -> Tree:
+    """Take `value` apart; with `into_state` also the objects in it that are no plain containers."""
+    walk = _Walk(into_state)
+    rebuild = walk.visit(value, "")
+    return Tree(tuple(walk.leaves), rebuild, walk.has_state)
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with every tensor replaced by `function(tensor)`; the value itself if nothing changed."""
+    tree = flatten(value)
+    changed = [function(tensor) for tensor in tree.tensors]
+    if all(new is old for new, old in zip(changed, tree.tensors, strict=True)):
+        return value
+    return tree.rebuild(changed)
+
+
+class _Walk:
+    def __init__(self, into_state: bool) -> None:
+        self.leaves: list[Leaf] = []
+        self.has_state = False
+        self._into_state = into_state
+        self._state_depth = 0
+        self._open: set[int] = set()  # objects being walked: a cycle is left as it is
+
+    def visit(self, value: Any, path: str) -> Rebuild:
+        if isinstance(value, Tensor):
+            self.leaves.append(Leaf(path, value, self._state_depth > 0))
+            return next
+        if isinstance(value, _NEVER_WALKED) or id(value) in self._open:
+            return lambda _tensors: value
+        self._open.add(id(value))
+        try:
+            return self._visit_container(value, path)
+        finally:
+            self._open.discard(id(value))
+
+    def _visit_container(self, value: Any, path: str) -> Rebuild:
+        if isinstance(value, Mapping):
+            return self._mapping(value, path)
+        if isinstance(value, (tuple, list)):
+            return self._sequence(value, path)
+        if dataclasses.is_dataclass(value):
+            names = [field.name for field in dataclasses.fields(value)]
+            return self._object(value, {name: getattr(value, name) for name in names}, path)
+        if callable(value) or not hasattr(value, "__dict__"):
+            return lambda _tensors: value
+        self.has_state = True
+        if not self._into_state:
+            return lambda _tensors: value
+        self._state_depth += 1
+        try:
+            return self._object(value, vars(value), path)
+        finally:
+            self._state_depth -= 1
+
+    def _mapping(self, value: Mapping[Any, Any], path: str) -> Rebuild:
+        parts = {key: self.visit(part, _join(path, key)) for key, part in value.items()}
+
+        def rebuild(tensors: Iterator[Tensor]) -> Any:
+            filled = {key: part(tensors) for key, part in parts.items()}
+            if type(value) is dict:
+                return filled
+            if dataclasses.is_dataclass(value):  # transformers' ModelOutput: attributes and items must agree
+                return type(value)(**filled)
+            new = copy.copy(value)
+            for key, part in filled.items():
+                new[key] = part  # type: ignore[index]
+            return new
+
+        return rebuild
+
+    def _sequence(self, value: tuple[Any, ...] | list[Any], path: str) -> Rebuild:
+        parts = [self.visit(part, _join(path, index)) for index, part in enumerate(value)]
+
+        def rebuild(tensors: Iterator[Tensor]) -> Any:
+            filled = [part(tensors) for part in parts]
+            return type(value)(*filled) if hasattr(value, "_fields") else type(value)(filled)
+
+        return rebuild
+
+    def _object(self, value: Any, attributes: Mapping[str, Any], path: str) -> Rebuild:
+        before = len(self.leaves)
+        parts = {name: self.visit(part, _join(path, name)) for name, part in list(attributes.items())}
+        if len(self.leaves) == before:
+            return lambda _tensors: value
+
+        def rebuild(tensors: Iterator[Tensor]) -> Any:
+            new = copy.copy(value)
+            for name, part in parts.items():
+                object.__setattr__(new, name, part(tensors))
+            return new
+
+        return rebuild
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
