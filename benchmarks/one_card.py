@@ -12,13 +12,16 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bert import BertShape, make_batch, make_bert
+from cards import make_cards, synchronize
 from measuring import interleaved, median_ratio, training_step, write_json
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 import poolrt
 
@@ -29,21 +32,22 @@ QUICK = BertShape(layers=4, hidden=128, batch_size=8, sequence_length=64)
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints a table and writes the JSON."""
     options = _parse(arguments)
-    result = measure(QUICK if options.quick else FULL, options.rounds)
+    result = measure(QUICK if options.quick else FULL, options.rounds, cuda=options.cuda)
     Console().print(_table(result))
     write_json(options.json, "one_card", result)
 
 
-def measure(shape: BertShape, rounds: int) -> dict[str, Any]:
+def measure(shape: BertShape, rounds: int, *, cuda: bool) -> dict[str, Any]:
     """Seconds per step of both, and the overhead of the sharded one as a fraction of the plain one's step."""
-    topology = poolrt.virtual(cards=1, memory="8GiB")
+    topology = make_cards(1, "8GiB", cuda=cuda)
     device = topology.cards[0].device
-    model, batch = make_bert(shape), make_batch(shape)
+    model: nn.Module = make_bert(shape)
+    batch = make_batch(shape)
     sharded = poolrt.shard(copy.deepcopy(model), sample=batch, topology=topology, micro_batches=1)
     there = {key: value.to(device) for key, value in batch.items()}
     contenders = {
-        "plain": training_step(model.to(device), [there]),
-        "sharded": training_step(sharded, [there]),
+        "plain": finished(training_step(model.to(device), [there]), topology),
+        "sharded": finished(training_step(sharded, [there]), topology),
     }
     times = interleaved(contenders, rounds, warmup=2)
     return {
@@ -52,6 +56,16 @@ def measure(shape: BertShape, rounds: int) -> dict[str, Any]:
         "overhead": median_ratio(times["sharded"], times["plain"]) - 1,
         "seconds": times,
     }
+
+
+def finished(step: Callable[[], None], topology: poolrt.Topology) -> Callable[[], None]:
+    """`step`, ended only when the card has done it."""
+
+    def run() -> None:
+        step()
+        synchronize(topology)
+
+    return run
 
 
 def _table(result: dict[str, Any]) -> Table:
@@ -65,6 +79,7 @@ def _table(result: dict[str, Any]) -> Table:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller BERT")
+    parser.add_argument("--cuda", action="store_true", help="a share of the first GPU instead of a virtual card")
     parser.add_argument("--rounds", type=int, default=9, help="measured rounds")
     parser.add_argument("--json", type=Path, help="where to write the results")
     return parser.parse_args(arguments)

@@ -16,6 +16,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +152,12 @@ def _with_threads(threads: int, run: Callable[[], None]) -> Callable[[], None]:
 
 
 def _ceiling(threads: TwoThreads, micro_batches: list[int]) -> dict[str, Callable[[], float | None]]:
-    return {f"two threads m={count}": lambda count=count: threads.step(count) for count in micro_batches}
+    return {f"two threads m={count}": partial(threads.step, count) for count in micro_batches}
 
 
 def _gloo(pipeline: TorchPipeline, micro_batches: list[int]) -> dict[str, Callable[[], float | None]]:
     return {
-        f"torch {schedule} m={count}": lambda schedule=schedule, count=count: pipeline.step(schedule, count)
+        f"torch {schedule} m={count}": partial(pipeline.step, schedule, count)
         for schedule in SCHEDULES
         for count in micro_batches
     }

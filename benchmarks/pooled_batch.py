@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     with Progress(console=Console(stderr=True)) as progress:
         for cards in progress.track(options.cards, description=f"{options.model}, cards of {options.card_memory}"):
             rows.append(run_trial(cards, options))
-    settings = {key: getattr(options, key) for key in ("model", "card_memory", "seq_len", "limit", "step")}
+    settings = {key: getattr(options, key) for key in ("model", "card_memory", "seq_len", "limit", "step", "cuda")}
     Console().print(_table(rows, options))
     write_json(options.json, "pooled_batch", {"settings": settings, "rows": rows})
     if options.png:
@@ -59,7 +59,7 @@ def run_trial(cards: int, options: argparse.Namespace) -> dict[str, Any]:
             "--step": options.step,
             "--json": answer,
         }
-        flags = [str(part) for pair in settings.items() for part in pair]
+        flags = [str(part) for pair in settings.items() for part in pair] + ["--cuda"] * options.cuda
         done = subprocess.run([sys.executable, str(TRIAL), *flags], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"the trial with {cards} cards ended with code {done.returncode}:\n{done.stderr}")
@@ -115,8 +115,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seq-len", type=int, default=128, help="tokens in one sample")
     parser.add_argument("--limit", type=int, default=4096, help="no batch above this is tried")
     parser.add_argument("--step", type=int, default=1, help="batches are tried in multiples of this")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--png", type=Path)
+    parser.add_argument("--cuda", action="store_true", help="shares of the first GPU instead of virtual cards")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--png", type=Path, help="where to draw them")
     options = parser.parse_args(arguments)
     if options.quick:
         options.model, options.card_memory, options.seq_len = "bert-small", "192MiB", 64
