@@ -1,9 +1,9 @@
-"""What was measured of a model: its layers, the order of its calls, and what each call costs.
+r"""What was measured of a model: its layers, the order of its calls, and what each call costs.
 
 A profile is a value. The probe of the runtime makes it, the planner reads it, nothing here knows torch.
 
     forward:   embed -> block0 -> glue -> block1 -> ... -> head -> glue (loss)
-    calls:     \\__0__/  \\____1_____/   \\__2__ ...       \\______n______/
+    calls:     \__0__/  \____1_____/   \__2__ ...       \______n______/
 
 Code between two layers ("glue") is charged to the call before it: it runs on the card that call left.
 """
@@ -29,7 +29,7 @@ class LayerFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class TiedParameter:
-    """A parameter used by several layers. It lives with the first; any other card that uses it holds a copy and a gradient."""
+    """A parameter of several layers. It lives with the first; another card that uses it holds a copy and a gradient."""
 
     name: str
     nbytes: int

@@ -1,0 +1,1 @@
+"""What is there: cards, the links between them, and the ways bytes can take."""

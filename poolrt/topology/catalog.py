@@ -1,0 +1,164 @@
+"""Known links by name, for planning: what one copy in one direction reaches, with where the figure is from.
+
+    nvlink3x4      generation 3, four links between the two cards
+    pcie4x16       generation 4, sixteen lanes
+    host           through the host's memory, peer access refused
+
+Bandwidth is per direction, in bytes per second, 1 GB = 1e9 bytes. Advertised totals count both directions and all the
+links of a card: an A100's "600 GB/s" are 12 links x 25 GB/s x 2 directions. `nominal_bytes_per_s` is payload on the
+wire; a copy reaches `reachable` of it (packet headers, flow control), and that product is what planning uses.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from poolrt.errors import ConfigurationError
+from poolrt.topology.topology import Link, LinkKind
+
+# Fixed cost of one peer copy, from a sweep of copy sizes over an RTX A6000 pair with four NVLinks: 64 KiB to 1 GiB fit
+# 6.7 us + nbytes / 50.9 GB/s within 3 %.
+_PEER_COPY_S = 7e-6
+# p2pBandwidthLatencyTest with peer access off: 10 to 25 us (GeForce RTX 20/30, A100, RTX 6000 Ada).
+_HOST_COPY_S = 20e-6
+# A private copy within the host's memory on a small CPU; an assumption, used for planning virtual cards only.
+_MEMORY_COPY_BYTES_PER_S = 8e9
+# Handing a virtual card from one thread to the next takes 9 us; a copy adds its own call.
+_MEMORY_COPY_S = 10e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkPreset:
+    """One kind of link between two cards."""
+
+    name: str
+    kind: LinkKind
+    relation: str
+    nominal_bytes_per_s: float
+    """payload rate of the wire in one direction"""
+    reachable: float
+    """the part of it that a large copy gets, 0..1"""
+    latency_s: float
+    """fixed cost of one copy"""
+    source: str
+    """where the figures are from"""
+
+    @property
+    def bytes_per_s(self) -> float:
+        """What a large copy in one direction reaches."""
+        return self.nominal_bytes_per_s * self.reachable
+
+    def link(self, source: int, target: int) -> Link:
+        """This kind of link from card `source` to card `target`."""
+        return Link(
+            source=source,
+            target=target,
+            kind=self.kind,
+            relation=self.relation,
+            bytes_per_s=self.bytes_per_s,
+            latency_s=self.latency_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NvlinkPart:
+    generation: int
+    board: str
+    links: range
+    per_link_bytes_per_s: float
+    reachable: float
+    source: str
+
+
+# The first part that fits generation, board word and number of links is meant. Generation 3 has two link speeds: GA10x
+# cards (RTX 3090, A6000, A40) always join by four links of 14.0625 GB/s, so a bare nvlink3x4 is theirs; the four-link
+# pairs of a switchless A100 SXM4 board are written nvlink3sxmx4.
+_NVLINK_PARTS = (
+    _NvlinkPart(generation=1, board="", links=range(1, 5), per_link_bytes_per_s=20e9, reachable=0.91,
+                source="P100 SXM2: two links 36.4 GB/s (Dell ready-specs document)"),
+    _NvlinkPart(generation=2, board="", links=range(1, 7), per_link_bytes_per_s=25e9, reachable=0.93,
+                source="V100 SXM2: two links 47.9 GB/s; POWER9 with three links 68.5 to 69.2 GB/s"),
+    _NvlinkPart(generation=3, board="", links=range(4, 5), per_link_bytes_per_s=14.0625e9, reachable=0.92,
+                source="RTX A6000, four links: 50.9 to 52.2 GB/s; 14.0625 GB/s per link from the GA102 whitepaper"),
+    _NvlinkPart(generation=3, board="", links=range(1, 13), per_link_bytes_per_s=25e9, reachable=0.90,
+                source="A100 SXM4: twelve links 265 to 276 GB/s; 25 GB/s per link, NCCL tests issue 228"),
+    _NvlinkPart(generation=3, board="sxm", links=range(1, 13), per_link_bytes_per_s=25e9, reachable=0.90,
+                source="A100 SXM4 without a switch, four links per pair: NCCL tests issue 331"),
+    _NvlinkPart(generation=4, board="", links=range(1, 19), per_link_bytes_per_s=25e9, reachable=0.83,
+                source="H100 SXM: 371 to 377 GB/s (NCCL issue 1264); H200 SXM: 396 GB/s (nvbandwidth)"),
+    _NvlinkPart(generation=5, board="", links=range(1, 19), per_link_bytes_per_s=50e9, reachable=0.83,
+                source="B200: 50 GB/s per link by data sheet; the reachable part is generation 4's, an assumption"),
+)  # fmt: skip
+
+# One lane: 8, 16, 32 GT/s with 128b/130b encoding. Reachable: pinned copies of 12.2 to 13.2 GB/s (generation 3, RTX
+# 2080 Ti), peer copies of 26.3 GB/s (4, RTX 6000 Ada) and 53 to 56.6 GB/s (5, RTX PRO 6000), all over sixteen lanes.
+_PCIE_LANE_BYTES_PER_S = {3: 8e9 / 8 * 128 / 130, 4: 16e9 / 8 * 128 / 130, 5: 32e9 / 8 * 128 / 130}
+_PCIE_REACHABLE = {3: 0.80, 4: 0.83, 5: 0.85}
+_PCIE_LANES = (1, 2, 4, 8, 16)
+
+_NVLINK = re.compile(r"nvlink(?P<generation>\d)(?P<board>sxm)?x(?P<links>\d+)")
+_PCIE = re.compile(r"pcie(?P<generation>\d)x(?P<lanes>\d+)")
+
+_PLAIN = {
+    "host": LinkPreset(
+        name="host", kind="HOST", relation="HOST", nominal_bytes_per_s=31.5e9, reachable=0.36, latency_s=_HOST_COPY_S,
+        source="two RTX 3090 over PCIe 4.0 x16, peer access refused: 11.3 GB/s (NCCL issue 1127)",
+    ),
+    "memory": LinkPreset(
+        name="memory", kind="HOST", relation="HOST", nominal_bytes_per_s=_MEMORY_COPY_BYTES_PER_S, reachable=1.0,
+        latency_s=_MEMORY_COPY_S, source="assumed for virtual cards: one thread copying within the host's memory",
+    ),
+}  # fmt: skip
+
+EXAMPLES = ("nvlink3x4", "nvlink3x12", "nvlink4x18", "nvlink5x18", "pcie3x16", "pcie4x16", "pcie5x16", "host", "memory")
+
+
+def link_preset(name: str) -> LinkPreset:
+    """The link called `name`: "nvlink<generation>x<links>", "pcie<generation>x<lanes>", "host" or "memory".
+
+    Raises:
+        ConfigurationError: if the name says no link that exists.
+    """
+    wanted = name.strip().lower()
+    if wanted in _PLAIN:
+        return _PLAIN[wanted]
+    if match := _NVLINK.fullmatch(wanted):
+        return _nvlink(wanted, int(match["generation"]), match["board"] or "", int(match["links"]))
+    if match := _PCIE.fullmatch(wanted):
+        return _pcie(wanted, int(match["generation"]), int(match["lanes"]))
+    raise ConfigurationError(f"no link is called {name!r}; write for example one of: {', '.join(EXAMPLES)}")
+
+
+def _nvlink(name: str, generation: int, board: str, links: int) -> LinkPreset:
+    parts = [part for part in _NVLINK_PARTS if (part.generation, part.board) == (generation, board)]
+    part = next((part for part in parts if links in part.links), None)
+    if part is None:
+        known = ", ".join(f"nvlink{x.generation}{x.board}x{x.links.start}..{x.links.stop - 1}" for x in _NVLINK_PARTS)
+        raise ConfigurationError(f"no card has the link {name!r}; known are {known}")
+    return LinkPreset(
+        name=name,
+        kind="NVLINK",
+        relation=f"NV{links}",
+        nominal_bytes_per_s=links * part.per_link_bytes_per_s,
+        reachable=part.reachable,
+        latency_s=_PEER_COPY_S,
+        source=part.source,
+    )
+
+
+def _pcie(name: str, generation: int, lanes: int) -> LinkPreset:
+    if generation not in _PCIE_LANE_BYTES_PER_S or lanes not in _PCIE_LANES:
+        raise ConfigurationError(
+            f"no card has the link {name!r}; PCIe generations {sorted(_PCIE_LANE_BYTES_PER_S)} are known, "
+            f"with {_PCIE_LANES} lanes"
+        )
+    return LinkPreset(
+        name=name,
+        kind="PCIE",
+        relation="PHB",
+        nominal_bytes_per_s=lanes * _PCIE_LANE_BYTES_PER_S[generation],
+        reachable=_PCIE_REACHABLE[generation],
+        latency_s=_PEER_COPY_S,
+        source="PCI Express base specification, 128b/130b encoding; reachable part measured over sixteen lanes",
+    )
