@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from poolrt.errors import ConfigurationError
 
-MicroBatches = int | Literal["auto"]
+MicroBatches = int | str
+"""a number, or "auto" """
 
 PER_CARD = 4
 """micro-batches per card from which on the bubble is negligible (GPipe, Huang et al. 2019, section 2.3)"""
@@ -24,8 +23,8 @@ def micro_batch_counts(requested: MicroBatches, *, batch_size: int, cards: int, 
     Raises:
         ConfigurationError: if the request is neither "auto" nor a positive number.
     """
-    automatic = requested == "auto"
-    if not automatic and (isinstance(requested, bool) or not isinstance(requested, int) or requested < 1):
+    is_number = isinstance(requested, int) and not isinstance(requested, bool) and requested >= 1
+    if requested != "auto" and not is_number:
         raise ConfigurationError(f'micro_batches is "auto" or a positive number, not {requested!r}')
     if not splittable:
         return (1,)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from poolrt.errors import ConfigurationError, PlanError
 from poolrt.planning.candidate import Candidate, evaluate
@@ -27,7 +26,7 @@ def make_plan(
     topology: Topology,
     *,
     micro_batches: MicroBatches = "auto",
-    schedule: Literal["auto", "gpipe"] = "auto",
+    schedule: str = "auto",
     optimizer: str = "adamw",
     batch_size: int | None = None,
     splittable: bool = True,
