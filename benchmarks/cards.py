@@ -1,0 +1,32 @@
+"""The cards a benchmark runs on: virtual ones, or shares of the first GPU."""
+
+from __future__ import annotations
+
+import torch
+
+import poolrt
+from poolrt.units import parse_nbytes
+
+
+def make_cards(count: int, memory: str, *, cuda: bool) -> poolrt.Topology:
+    """`count` cards of one size.
+
+    On a GPU the shares are held to the sum of their sizes, not each to its own: torch can cap the process's memory on
+    a device, and all shares live on one.
+
+    Args:
+        count: how many.
+        memory: of each, such as "3GiB".
+        cuda: shares of cuda:0 instead of virtual cards.
+    """
+    if not cuda:
+        return poolrt.virtual(cards=count, memory=memory)
+    whole = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, count * parse_nbytes(memory) / whole))
+    return poolrt.logical(device="cuda:0", cards=count, memory=memory)
+
+
+def synchronize(topology: poolrt.Topology) -> None:
+    """Waits until the cards have done what they were given."""
+    if topology.cards[0].device.startswith("cuda"):
+        torch.cuda.synchronize()
