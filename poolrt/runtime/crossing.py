@@ -13,17 +13,28 @@ from poolrt.runtime.trees import map_tensors
 
 
 class Crossings:
-    """The copies one micro-batch has made. A mask that every layer reads crosses to a card once, not once per layer."""
+    """The copies one micro-batch has made. A mask that every layer reads crosses to a card once, not once per layer.
+
+    A tensor that goes to several cards is relayed: card 0 -> 1 -> 2. Its gradients then come back in the order of one
+    card, ((g2 + g1) + g0), so that sums have the same bits.
+    """
 
     def __init__(self) -> None:
-        self._copies: dict[tuple[int, int, torch.device], tuple[weakref.ref[Tensor], Tensor]] = {}
+        self._copies: dict[tuple[int, int], tuple[weakref.ref[Tensor], dict[torch.device, Tensor]]] = {}
         self.copied_tensors = 0
         self.copied_nbytes = 0
 
     def find(self, tensor: Tensor, device: torch.device) -> Tensor | None:
         """The copy of `tensor` on `device` made earlier, if the tensor has not changed since."""
-        source, copy = self._copies.get(_key(tensor, device), (None, None))
-        return copy if source is not None and source() is tensor else None
+        return self._known(tensor).get(device)
+
+    def latest(self, tensor: Tensor) -> Tensor:
+        """The last copy made of `tensor`, or itself: what a further copy starts from."""
+        return next(reversed(self._known(tensor).values()), tensor)
+
+    def _known(self, tensor: Tensor) -> dict[torch.device, Tensor]:
+        source, copies = self._copies.get(_key(tensor), (None, {}))
+        return copies if source is not None and source() is tensor else {}
 
     def move(self, tensor: Tensor, device: torch.device, source: Tensor | None = None) -> Tensor:
         """`tensor` on `device`: itself if it is there, else its one copy.
@@ -31,19 +42,24 @@ class Crossings:
         Args:
             tensor: what to move.
             device: where to.
-            source: the tensor to copy from, where autograd must see another one than `tensor` (the hop's output).
+            source: the tensor to copy from, where autograd must see another one (a hop's output).
         """
         if tensor.device == device:
             return tensor
         found = self.find(tensor, device)
         if found is not None:
             return found
-        copy = (tensor if source is None else source).to(device, non_blocking=True)
-        key = _key(tensor, device)
-        self._copies[key] = (weakref.ref(tensor, self._forget(key)), copy)
+        copy = (self.latest(tensor) if source is None else source).to(device, non_blocking=True)
+        self._remember(tensor, device, copy)
         self.copied_tensors += 1
         self.copied_nbytes += copy.nbytes
         return copy
+
+    def _remember(self, tensor: Tensor, device: torch.device, copy: Tensor) -> None:
+        key = _key(tensor)
+        if not self._known(tensor):
+            self._copies[key] = (weakref.ref(tensor, self._forget(key)), {})
+        self._copies[key][1][device] = copy
 
     def move_all(self, value: Any, device: torch.device) -> Any:
         """`value` with every tensor inside on `device`."""
@@ -53,7 +69,7 @@ class Crossings:
         """Let go of every copy."""
         self._copies.clear()
 
-    def _forget(self, key: tuple[int, int, torch.device]) -> Callable[[weakref.ref[Tensor]], None]:
+    def _forget(self, key: tuple[int, int]) -> Callable[[weakref.ref[Tensor]], None]:
         copies = weakref.ref(self)
 
         def forget(_dead: weakref.ref[Tensor]) -> None:
@@ -64,5 +80,5 @@ class Crossings:
         return forget
 
 
-def _key(tensor: Tensor, device: torch.device) -> tuple[int, int, torch.device]:
-    return id(tensor), 0 if tensor.is_inference() else tensor._version, device
+def _key(tensor: Tensor) -> tuple[int, int]:
+    return id(tensor), 0 if tensor.is_inference() else tensor._version

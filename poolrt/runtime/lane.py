@@ -19,6 +19,7 @@ from torch import Tensor
 
 from poolrt.runtime.crossing import Crossings
 from poolrt.runtime.random_state import CardSeeds
+from poolrt.runtime.sever import alias
 from poolrt.runtime.trees import flatten
 from poolrt.runtime.turnstile import Admission, Ticket, Turnstile
 
@@ -104,33 +105,30 @@ class Lane:
         self.go(card)
         self.path.append(card)
         tree = flatten(value)
-        sources = tree.tensors if came_from is None else self._hopped(tree.tensors, came_from, self._devices[card])
         device = self._devices[card]
-        moved = [self.crossings.move(t, device, source) for t, source in zip(tree.tensors, sources, strict=True)]
-        # Cards that share one device copy nothing: there the hop's own output goes on, to keep its place in the graph.
-        moved = [
-            source if t.device == device else copy for t, source, copy in zip(tree.tensors, sources, moved, strict=True)
-        ]
-        return tree.rebuild(moved)
+        hopped = {} if came_from is None else self._hopped(tree.tensors, came_from, device)
+        return tree.rebuild(self._arrived(t, device, hopped.get(i)) for i, t in enumerate(tree.tensors))
 
-    def _hopped(self, tensors: list[Tensor], came_from: int, device: torch.device) -> list[Tensor]:
-        """The tensors, those with a gradient passed through one hop; one that crossed before goes no second time."""
+    def _arrived(self, tensor: Tensor, device: torch.device, hopped: Tensor | None) -> Tensor:
+        # Cards that share one device copy nothing: there the hop's own output goes on, to keep its place in the graph.
+        if hopped is not None and hopped.device == device:
+            return hopped
+        return self.crossings.move(tensor, device, hopped)
+
+    def _hopped(self, tensors: list[Tensor], came_from: int, device: torch.device) -> dict[int, Tensor]:
+        """By index: the tensors that need a gradient, passed through one hop; what crossed before goes no second time."""
         if not torch.is_grad_enabled():
-            return tensors
-        shared = (
-            self._devices[came_from] == device
-        )  # logical cards of one GPU: nothing is copied, the order still counts
+            return {}
+        one_device = self._devices[came_from] == device  # logical cards of one GPU
         fresh = [
             i
             for i, t in enumerate(tensors)
-            if t.requires_grad and (shared or (t.device != device and self.crossings.find(t, device) is None))
+            if t.requires_grad and (one_device or (t.device != device and self.crossings.find(t, device) is None))
         ]
         if not fresh:
-            return tensors
-        hopped = list(tensors)
-        for i, tensor in zip(fresh, Hop.apply(self, came_from, *[tensors[i] for i in fresh]), strict=True):
-            hopped[i] = tensor
-        return hopped
+            return {}
+        passed = Hop.apply(self, came_from, *[self.crossings.latest(tensors[i]) for i in fresh])
+        return dict(zip(fresh, passed, strict=True))
 
 
 class Hop(torch.autograd.Function):
@@ -138,10 +136,10 @@ class Hop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, lane: Lane, came_from: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Views of the tensors."""
+        """Aliases of the tensors."""
         ctx.lane, ctx.came_from = lane, came_from
         ctx.set_materialize_grads(False)
-        return tuple(tensor.view_as(tensor) for tensor in tensors)
+        return tuple(alias(tensor) for tensor in tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ def measure(
     batch_size: int,
     gathered: bool,
     threads: int,
+    in_place: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Measured:
     """Profile `model` with one batch, wherever its layers lie now; model, gradients and generators stay as they were.
 
@@ -48,15 +50,17 @@ def measure(
         batch_size: its number of samples.
         gathered: whether whole outputs are put together on a card.
         threads: how many of the host's threads one lane has.
+        in_place: holds copies of tied parameters where other cards need them, while the probe runs.
     """
     devices = list(dict.fromkeys(parameter.device for parameter in model.parameters()))
     types = tuple(dict.fromkeys(device.type for device in devices if device.type != "cpu"))
-    while True:
-        with state_restored(model, devices):
-            probed = _in_thread(types, threads, lambda: probe(model, forward, layers, _plain(call), to_layer))
-        if not probed.unreached:
-            break
-        layers = [part for layer in layers for part in (opened(layer) if layer in probed.unreached else [layer])]
+    with state_restored(model, devices), in_place():
+        probed = _in_thread(types, threads, lambda: probe(model, forward, layers, _plain(call), to_layer))
+    if probed.unreached:
+        finer = [part for layer in layers for part in (opened(layer) if layer in probed.unreached else [layer])]
+        return measure(
+            model, forward, finer, call, batch_size=batch_size, gathered=gathered, threads=threads, in_place=in_place
+        )
     ordered = in_call_order(layers, probed)
     input_nbytes = sum(tensor.nbytes for tensor in flatten(call).tensors)
     profile = make_profile(model, ordered, probed, batch_size=batch_size, input_nbytes=input_nbytes, gathered=gathered)

@@ -74,6 +74,8 @@ def _tell_each(args: tuple[Any, ...], kwargs: dict[str, Any], results: Sequence[
 
 
 def _story(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Rule | None:
+    if function in _VALUE_FREE:
+        return None
     tensors = list(_tensors((*args, *kwargs.values())))
     from_scalars = any(rule_of(tensor) is not None for tensor in tensors)
     if result.dim() > 0:
@@ -196,6 +198,11 @@ _SCALES: set[Callable[..., Any]] = _DIVISIONS | {
     Tensor.__rmul__,
     Tensor.__imul__,
 }
+# They take shape, dtype and device from a tensor, but none of its values.
+_VALUE_FREE: set[Callable[..., Any]] = {
+    Tensor.new_ones, Tensor.new_zeros, Tensor.new_empty, Tensor.new_full, Tensor.new_tensor,
+    torch.ones_like, torch.zeros_like, torch.empty_like, torch.full_like, torch.rand_like, torch.randn_like,
+}  # fmt: skip
 _CLAMPS: set[Callable[..., Any]] = {
     torch.clamp,
     Tensor.clamp,

@@ -81,14 +81,12 @@ def _merged(leaves: Sequence[Leaf], rule: OutputRule, weights: Sequence[float], 
     parts = [leaf.tensor.detach() for leaf in leaves]
     target = parts[-1].device if device is None else device
     if rule.kind == "same" or len(parts) == 1:
-        return parts[0].to(target)
+        return parts[0].to(target, copy=parts[0].dim() == 0)  # a loss is often changed in place
     if rule.kind == "concatenate":
         return _concatenate(leaves[0].path, parts, rule.dim, target)
-    total = torch.zeros((), dtype=parts[0].dtype, device=target)
-    for part, weight in zip(parts, weights, strict=True):
-        if weight:  # a micro-batch in which nothing counts has a loss of 0/0
-            total += part.to(target) * weight
-    return total
+    # In fp64, whatever the parts are; a micro-batch in which nothing counts has a loss of 0/0 and no weight.
+    counted = [part.double().to(target) * weight for part, weight in zip(parts, weights, strict=True) if weight]
+    return torch.stack(counted or [parts[0].double().to(target)]).sum().to(parts[0].dtype)
 
 
 def _concatenate(path: str, parts: Sequence[Tensor], dim: int, device: torch.device) -> Tensor:

@@ -25,6 +25,7 @@ from poolrt.planning.planner import make_plan
 from poolrt.planning.profile import Profile, call_path
 from poolrt.planning.schedule import Action, gpipe_order
 from poolrt.runtime import optimizer_state
+from poolrt.runtime.alias import Aliases
 from poolrt.runtime.batch_form import check_signature, form_of
 from poolrt.runtime.hooks import hook_layers
 from poolrt.runtime.layers import find_layers
@@ -124,6 +125,7 @@ class Pooled:
                 batch_size=batch_size_of(call, self.options.batch_dim) or 1,
                 gathered=self._card_of_outputs(call) != "host",
                 threads=self._threads_per_lane(),
+                in_place=lambda: Aliases(self.placement, learning=True).in_place(),
             )
         finally:
             self._handles = hook_layers(self.layers, to_layer)

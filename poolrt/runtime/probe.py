@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from poolrt.planning.profile import CallFacts
+from poolrt.runtime.crossing import Crossings
+from poolrt.runtime.glue import Glue
 from poolrt.runtime.hooks import Mover, hooked
 from poolrt.runtime.lane import current
 from poolrt.runtime.layers import Layer
 from poolrt.runtime.memory_watch import MemoryWatch, SavedBytes
 from poolrt.runtime.microbatch import Call
+from poolrt.runtime.sever import sever
 from poolrt.runtime.trees import flatten, map_tensors
 
 
@@ -93,13 +96,15 @@ class _ProbeWalker:
         self._saved_before = 0
         self._live_before = 0
         self._started = 0.0
+        self._here: torch.device | None = None
         self.calls: list[_Measured] = []
 
     def run(self, forward: Callable[..., Any], call: Call) -> Any:
         current.walker = self
         hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        glue = Glue(Crossings(), lambda: self._here)
         try:
-            with torch.autograd.set_multithreading_enabled(False), torch.enable_grad(), hooks, self._watch:
+            with torch.autograd.set_multithreading_enabled(False), torch.enable_grad(), hooks, self._watch, glue:
                 self._begin_segment()
                 output = forward(*call[0], **call[1])
                 self._end_glue()
@@ -110,9 +115,7 @@ class _ProbeWalker:
 
     def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._end_glue()
-        args, kwargs = self._move(layer, (args, kwargs))
-        args, kwargs = map_tensors((args, kwargs), _cut)
-        self._inputs = [t for t in flatten((args, kwargs)).tensors if t.requires_grad]
+        (args, kwargs), self._inputs = _cut(self._move(layer, (args, kwargs)))
         self.calls.append(_Measured(self._names[layer]))
         for tensor in self._inputs:
             self._saved.count(tensor)
@@ -130,8 +133,8 @@ class _ProbeWalker:
         tensors = flatten(output).tensors
         measured.output_nbytes = sum(t.nbytes for t in tensors if t.is_floating_point())
         self._backward_of_layer(layer, tensors, measured)
-        cut = map_tensors(output, _cut)
-        self._glue_outputs = [t for t in flatten(cut).tensors if t.requires_grad]
+        cut, self._glue_outputs = _cut(output)
+        self._here = next(layer.parameters()).device
         self._begin_segment()
         return cut
 
@@ -196,9 +199,18 @@ class _ProbeWalker:
             torch.cuda.synchronize(device)
 
 
-def _cut(tensor: Tensor) -> Tensor:
-    """The same values without their history; still wanting a gradient if they did."""
-    return tensor.detach().requires_grad_() if tensor.requires_grad else tensor
+def _cut(value: Any) -> tuple[Any, list[Tensor]]:
+    """`value` without its history, and the leaves that now collect the gradients of the tensors that wanted one."""
+    leaves: list[Tensor] = []
+
+    def cut(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        leaf, severed = sever(tensor)
+        leaves.append(leaf)
+        return severed
+
+    return map_tensors(value, cut), leaves
 
 
 def _nbytes(value: Any) -> int:

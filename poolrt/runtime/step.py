@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from poolrt.runtime.merge_rule import rule_of
 from poolrt.runtime.microbatch import Call, Gathered, OutputRule, gather, split_gradient
 from poolrt.runtime.place import Placement
 from poolrt.runtime.random_state import CardSeeds
+from poolrt.runtime.sever import alias
 from poolrt.runtime.thread_state import ThreadState
 from poolrt.runtime.trees import Tree, flatten
 from poolrt.runtime.turnstile import Aborted, Admission, Ticket, Turnstile
@@ -107,6 +109,7 @@ class Step:
         self.inputs: list[Tensor] = []
         """tensors of the batch that need a gradient"""
         self._cut_inputs: list[tuple[Tensor, Tensor]] = []
+        self._shared: list[tuple[weakref.ref[Tensor], int]] = []
         self.admissions: list[Admission] = []
         self.forward_s = 0.0
         self.backward_s = 0.0
@@ -226,8 +229,10 @@ class Step:
     def outputs(self) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """For the cut node: the whole outputs, and those among them that need no gradient."""
         assert self._gathered is not None
-        tensors = tuple(t.view_as(t) for t in self._gathered.tensors)
+        tensors = tuple(alias(t) for t in self._gathered.tensors)
         self._gathered.tensors.clear()
+        own = {t.data_ptr() for row in self._rows for t in row}
+        self._shared = [(weakref.ref(t), t._version) for t in tensors if t.data_ptr() in own]
         needs = [any(row[i].requires_grad for row in self._rows) for i in range(len(tensors))]
         return tensors, [t for t, needed in zip(tensors, needs, strict=True) if not needed]
 
@@ -259,6 +264,11 @@ class Step:
             raise RuntimeError(
                 "Trying to backward through the graph a second time (or after an error in it): the saved values are "
                 "gone. Give retain_graph=True the first time, or run forward again."
+            )
+        if any((t := output()) is not None and t._version != version for output, version in self._shared):
+            raise RuntimeError(
+                "an output of the model was changed in place before backward, but backward needs its old values; "
+                "change a clone of it instead"
             )
         assert self._gathered is not None
         work: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._rows]
