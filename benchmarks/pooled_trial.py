@@ -46,6 +46,7 @@ def bert(hidden: int, layers: int, heads: int, vocabulary: int = 30522) -> PreTr
 
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "bert-tiny": lambda: bert(64, 4, 2, vocabulary=1000),
     "bert-small": lambda: bert(256, 8, 4, vocabulary=8192),
     "bert-base": lambda: bert(768, 12, 12),
     "bert-large": lambda: bert(1024, 24, 16),
