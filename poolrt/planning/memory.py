@@ -5,7 +5,8 @@ Weights and the optimizer's state are always there. Tied parameters live with th
 one holds a copy from forward's start to backward's end, and the copy's gradient.
 
 A card that is visited several times runs its calls interleaved; the prediction lets each micro-batch run through them
-at once. That never predicts less: when the last call of all runs, everything else is there in either order.
+at once. Forward ends with the same bytes in either order, and backward starts with them, so the two differ by one
+temporary gradient at most.
 """
 
 from __future__ import annotations

@@ -103,12 +103,12 @@ def _list_schedule(
     waiting: dict[int, list[tuple[float, int, int]]] = {
         card: [] for card in path
     }  # (ready since, micro-batch, position)
-    arrivals = [(0.0, micro_batch, 0) for micro_batch in range(micro_batches)] if path else []
+    arrivals = [(0.0, micro_batch, 0) for micro_batch in range(micro_batches)]
     free = set(path)
     running: list[tuple[float, int, int]] = []  # (end, micro-batch, position)
     done: list[tuple[float, float, int, int]] = []
     now = 0.0
-    while arrivals or running:
+    while len(done) < len(path) * micro_batches:
         for arrival in arrivals:
             heapq.heappush(waiting[path[arrival[2]]], arrival)
         for card in sorted(free):

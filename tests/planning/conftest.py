@@ -1,0 +1,106 @@
+"""Profiles: one made by hand, and a strategy that makes any."""
+
+import pytest
+from hypothesis import strategies as st
+
+from poolrt.planning.profile import CallFacts, LayerFacts, Profile, TiedParameter
+
+MIB = 1 << 20
+UNIT = 60
+"""all random sizes are multiples of it, and all random batches divide it: then micro-batches hold whole bytes"""
+
+
+def _layer(name, weight, **changes):
+    facts = {"name": name, "weight_nbytes": weight, "trainable_nbytes": weight, "largest_gradient_nbytes": weight // 2}
+    return LayerFacts(**{**facts, **changes})
+
+
+def _call(layer, **changes):
+    facts = {
+        "layer": layer,
+        "forward_s": 0.01,
+        "backward_s": 0.02,
+        "saved_nbytes": 8 * MIB,
+        "forward_workspace_nbytes": 2 * MIB,
+        "backward_workspace_nbytes": 3 * MIB,
+        "output_nbytes": MIB,
+    }
+    return CallFacts(**{**facts, **changes})
+
+
+@pytest.fixture(scope="session")
+def make_chain():
+    """A model of `blocks` equal blocks of 16 MiB, called one after another."""
+
+    def make(blocks=8, batch_size=8, weight=16 * MIB, **call_changes):
+        names = [f"block.{index}" for index in range(blocks)]
+        return Profile(
+            model="chain",
+            batch_size=batch_size,
+            layers=tuple(_layer(name, weight) for name in names),
+            calls=tuple(_call(name, **call_changes) for name in names),
+        )
+
+    return make
+
+
+def _sizes(most):
+    return st.integers(0, most).map(lambda count: count * UNIT)
+
+
+@st.composite
+def _profiles(draw, most_layers=6, revisits=True, ties=True):
+    names = [f"layer{index}" for index in range(draw(st.integers(1, most_layers)))]
+    # A layer is called first in the order of the profile; later calls go anywhere behind it.
+    called = list(names)
+    for name in draw(st.lists(st.sampled_from(names), max_size=3)) if revisits else []:
+        called.insert(draw(st.integers(called.index(name) + 1, len(called))), name)
+    firsts = list(dict.fromkeys(called))
+    tied = tuple(draw(st.lists(_tied(names), max_size=2))) if ties and len(names) > 1 else ()
+    return Profile(
+        model="random",
+        batch_size=draw(st.sampled_from([1, 2, 3, 4, 5, 6])),
+        layers=tuple(draw(_layers(name, tied)) for name in firsts),
+        calls=tuple(draw(_calls(name)) for name in called),
+        tied=tied,
+        input_nbytes=draw(_sizes(3)),
+        gathered_nbytes=draw(_sizes(5)),
+        output_nbytes=draw(_sizes(5)),
+    )
+
+
+@st.composite
+def _tied(draw, names):
+    users = draw(st.lists(st.sampled_from(names), min_size=2, max_size=3, unique=True))
+    return TiedParameter(name="tied", nbytes=draw(_sizes(5)), layers=tuple(sorted(users, key=names.index)))
+
+
+@st.composite
+def _layers(draw, name, tied):
+    homed = sum(x.nbytes for x in tied if x.layers[0] == name)
+    own, frozen = draw(_sizes(8)), draw(_sizes(4))
+    return _layer(
+        name,
+        homed + own + frozen,
+        trainable_nbytes=homed + own,
+        largest_gradient_nbytes=draw(st.integers(0, own // UNIT)) * UNIT,
+    )
+
+
+@st.composite
+def _calls(draw, name):
+    return _call(
+        name,
+        forward_s=draw(st.integers(0, 8)) / 64,
+        backward_s=draw(st.integers(0, 8)) / 64,
+        saved_nbytes=draw(_sizes(8)),
+        forward_workspace_nbytes=draw(_sizes(8)),
+        backward_workspace_nbytes=draw(_sizes(8)),
+        output_nbytes=draw(_sizes(4)),
+    )
+
+
+@pytest.fixture(scope="session")
+def profiles():
+    """A function that gives a strategy of profiles."""
+    return _profiles
