@@ -8,8 +8,10 @@ User hooks on a parameter, and its `.grad`, see one summed gradient per backward
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,30 +19,55 @@ from torch import Tensor, nn
 from poolrt.runtime.place import Placement, Slot
 
 
+@dataclass
+class _StandIns:
+    """One parameter's stand-ins, in the order in which the model registers the places that use it."""
+
+    parameter: nn.Parameter
+    uses: int
+    aliases: dict[tuple[torch.device, int], nn.Parameter] = field(default_factory=dict)
+
+    def at(self, device: torch.device, learns: bool) -> nn.Parameter:
+        """The stand-in for the next place, which runs on `device`.
+
+        One per card is enough for two places: a sum of two has the same bits in any order. With more, each place has
+        its own, so that they can be added as one card would add them.
+        """
+        key = (device, len(self.aliases) if self.uses > 2 else 0)
+        if key not in self.aliases:
+            self.aliases[key] = nn.Parameter(self.parameter.detach().to(device), requires_grad=learns)
+        return self.aliases[key]
+
+    def take_gradient(self) -> Tensor | None:
+        """The sum of the gradients, last use first as backward meets them, on the parameter's device."""
+        total: Tensor | None = None
+        for alias in reversed(self.aliases.values()):
+            gradient, alias.grad = alias.grad, None
+            if gradient is not None:
+                gradient = gradient.to(self.parameter.device)
+                total = gradient if total is None else total.add_(gradient)
+        return total
+
+
 class Aliases:
     """The stand-ins of one forward, and of the backward that may follow it."""
 
     def __init__(self, placement: Placement, learning: bool) -> None:
-        self._of: dict[int, tuple[nn.Parameter, dict[torch.device, nn.Parameter]]] = {}
+        self._of: dict[int, _StandIns] = {}
         self._swaps: list[tuple[Slot, nn.Parameter, nn.Parameter]] = []
-        for slot in placement.slots():
-            parameter = slot.module._parameters[slot.name]
-            assert parameter is not None
-            device = placement.devices[slot.card]
-            if parameter.device != device or (learning and parameter.requires_grad):
-                self._swaps.append((slot, parameter, self._alias(parameter, device, learning)))
-
-    def _alias(self, parameter: nn.Parameter, device: torch.device, learning: bool) -> nn.Parameter:
-        _, by_device = self._of.setdefault(id(parameter), (parameter, {}))
-        if device not in by_device:
+        slots = placement.slots()
+        uses = Counter(id(slot.parameter) for slot in slots)
+        for slot in slots:
+            parameter, device = slot.parameter, placement.devices[slot.card]
             learns = learning and parameter.requires_grad
-            by_device[device] = nn.Parameter(parameter.detach().to(device), requires_grad=learns)
-        return by_device[device]
+            if parameter.device != device or learns:
+                known = self._of.setdefault(id(parameter), _StandIns(parameter, uses[id(parameter)]))
+                self._swaps.append((slot, parameter, known.at(device, learns)))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters that have stand-ins, in the order of `take_gradients`."""
-        return [parameter for parameter, _ in self._of.values() if parameter.requires_grad]
+        return [known.parameter for known in self._of.values() if known.parameter.requires_grad]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -63,23 +90,10 @@ class Aliases:
 
     def take_gradients(self) -> list[Tensor | None]:
         """The summed gradient of each of `parameters` on its own device; the stand-ins keep none."""
-        return [
-            _sum_at(parameter.device, list(by_device.values()))
-            for parameter, by_device in self._of.values()
-            if parameter.requires_grad
-        ]
+        return [known.take_gradient() for known in self._of.values() if known.parameter.requires_grad]
 
     def drop_gradients(self) -> None:
         """Forget what was accumulated, after a backward that failed."""
-        for _, by_device in self._of.values():
-            for alias in by_device.values():
+        for known in self._of.values():
+            for alias in known.aliases.values():
                 alias.grad = None
-
-
-def _sum_at(device: torch.device, aliases: list[nn.Parameter]) -> Tensor | None:
-    total: Tensor | None = None
-    for alias in sorted(aliases, key=lambda alias: alias.device != device):
-        gradient, alias.grad = alias.grad, None
-        if gradient is not None:
-            total = gradient.to(device) if total is None else total.add_(gradient.to(device))
-    return total

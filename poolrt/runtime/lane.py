@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -69,6 +69,15 @@ class Lane:
         self._turnstile = turnstile
         self._visits.clear()
         self._admission = None
+
+    def work(self, body: Callable[[Lane], None]) -> None:
+        """Do one phase's work and leave the turnstile; an out-of-memory error is marked with the card it happened on."""
+        try:
+            body(self)
+        except torch.OutOfMemoryError as error:
+            error.card = self.card  # type: ignore[attr-defined]
+            raise
+        self.finish()
 
     def go(self, card: int) -> None:
         """Hold `card`, giving up the one held before; waits for its turn."""

@@ -18,14 +18,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from poolrt.planning.optimizers import optimizer_cost
 
-_pooled_parameters: weakref.WeakSet[nn.Parameter] = weakref.WeakSet()
+_pooled_parameters: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()  # by id
 _optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 _installed: list[Any] = []
 
 
 def follow(parameters: Iterator[nn.Parameter]) -> None:
     """From now on, optimizers that step these parameters are looked after."""
-    _pooled_parameters.update(parameters)
+    _pooled_parameters.update((id(parameter), parameter) for parameter in parameters)
     if not _installed:
         _installed.append(register_optimizer_step_pre_hook(_before_step))
 
@@ -33,10 +33,10 @@ def follow(parameters: Iterator[nn.Parameter]) -> None:
 def state_nbytes(parameters: Iterator[nn.Parameter]) -> dict[torch.device, int]:
     """Bytes of optimizer state held for `parameters`, by device."""
     totals: dict[torch.device, int] = defaultdict(int)
-    wanted = set(parameters)
+    wanted = {id(parameter) for parameter in parameters}
     for optimizer in list(_optimizers):
         for parameter, state in optimizer.state.items():
-            if parameter in wanted:
+            if id(parameter) in wanted:
                 for value in state.values():
                     if isinstance(value, Tensor):
                         totals[value.device] += value.nbytes
@@ -44,7 +44,7 @@ def state_nbytes(parameters: Iterator[nn.Parameter]) -> dict[torch.device, int]:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p in _pooled_parameters]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if _pooled_parameters.get(id(p)) is p]
     if not parameters:
         return
     _optimizers.add(optimizer)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -22,6 +23,17 @@ class OutOfMemoryError(torch.OutOfMemoryError):
     gradients_nbytes: int = 0
     optimizer_nbytes: int = 0
     other_nbytes: int = 0
+
+
+@contextmanager
+def blamed_on(card: int | None) -> Iterator[None]:
+    """An out-of-memory error from inside is marked as that of `card`, unless it is marked already."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if getattr(error, "card", None) is None:
+            error.card = card  # type: ignore[attr-defined]
+        raise
 
 
 def explained(

@@ -19,6 +19,13 @@ class Slot:
     name: str
     card: int
 
+    @property
+    def parameter(self) -> nn.Parameter:
+        """What stands there now."""
+        parameter = self.module._parameters[self.name]
+        assert parameter is not None
+        return parameter
+
 
 class Placement:
     """The layers of `model` on their cards. A tied parameter lives with the first layer that uses it."""

@@ -31,7 +31,7 @@ from poolrt.runtime.hooks import hook_layers
 from poolrt.runtime.layers import find_layers
 from poolrt.runtime.measure import Measured, measure, to_layer
 from poolrt.runtime.microbatch import Call, CannotMergeError, OutputRule, batch_size_of, scatter
-from poolrt.runtime.out_of_memory import OutOfMemoryError, explained
+from poolrt.runtime.out_of_memory import OutOfMemoryError, blamed_on, explained
 from poolrt.runtime.place import Placement
 from poolrt.runtime.profile_model import weigh_layers
 from poolrt.runtime.random_state import CardSeeds
@@ -290,7 +290,8 @@ class Pooled:
 
     def _on_first_card(self, call: Call) -> Call:
         device = self.devices[self.placement.first_card]
-        moved: Call = map_tensors(call, lambda tensor: tensor.to(device))
+        with blamed_on(self.placement.first_card):
+            moved: Call = map_tensors(call, lambda tensor: tensor.to(device))
         return moved
 
     def _output_device(self, call: Call) -> torch.device | None:
@@ -308,8 +309,7 @@ class Pooled:
             raise
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)
-            full = self._explained(error)
-        raise full
+            raise self._explained(error) from None  # no local name: a frame that holds its own error is never freed
 
     def _explained(self, error: torch.OutOfMemoryError) -> OutOfMemoryError:
         card: int | None = getattr(error, "card", None)

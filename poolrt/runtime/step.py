@@ -179,13 +179,10 @@ class Step:
             try:
                 torch.set_num_threads(self._machine.threads_per_lane)
                 lane.begin(turnstile)
-                body(lane)
-                lane.finish()
+                lane.work(body)
             except Aborted:
                 pass
             except BaseException as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    error.card = lane.card  # type: ignore[attr-defined]
                 failures.append(error)
                 turnstile.abort()
 
