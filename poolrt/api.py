@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
-import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -21,7 +19,7 @@ from poolrt.runtime.layers import find_layers
 from poolrt.runtime.measure import measure
 from poolrt.runtime.microbatch import batch_size_of
 from poolrt.runtime.place import tensors_on_meta
-from poolrt.runtime.pooled import Options, Pooled
+from poolrt.runtime.pooled import Options, Pooled, pooled_of
 from poolrt.runtime.profile_model import fingerprint
 from poolrt.topology.build import logical_topology, virtual_topology
 from poolrt.topology.discover import discover_cuda
@@ -32,8 +30,6 @@ from poolrt.virtual_cards import backend
 
 DEFAULT_VIRTUAL_CARDS = 2
 DEFAULT_VIRTUAL_MEMORY = "4GiB"
-
-_pooled: weakref.WeakKeyDictionary[nn.Module, Pooled] = weakref.WeakKeyDictionary()
 
 
 def discover() -> Topology:
@@ -200,19 +196,8 @@ def shard(
     pooled = Pooled(model, topology, options, plan)
     if call is not None:
         pooled.prepare(call)
-    _install(model, pooled)
+    pooled.install()
     return model
-
-
-def _install(model: nn.Module, pooled: Pooled) -> None:
-    original = model.forward
-
-    @functools.wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return pooled.forward(*args, **kwargs)
-
-    model.forward = forward  # type: ignore[method-assign]
-    _pooled[model] = pooled
 
 
 def report(model: nn.Module) -> Report:
@@ -221,7 +206,7 @@ def report(model: nn.Module) -> Report:
     Raises:
         ModelError: if the model is not sharded, or has not seen a batch yet.
     """
-    pooled = _pooled.get(model)
+    pooled = pooled_of(model)
     if pooled is None or pooled.plan is None:
         raise ModelError(f"{type(model).__name__} is not sharded or has seen no batch: nothing to report yet")
     return make_report(pooled.plan, pooled.devices, pooled.history.step_s)
@@ -236,7 +221,7 @@ def _check_model(model: nn.Module) -> None:
             f"{len(on_meta)} tensors of {type(model).__name__} have no values (device meta), such as {on_meta[0]!r}; "
             "load or initialise the weights first"
         )
-    if model in _pooled:
+    if pooled_of(model) is not None:
         raise ModelError(f"this {type(model).__name__} is sharded already")
 
 

@@ -6,6 +6,7 @@ every batch   scatter -> lanes -> gather -> cut node
 
 from __future__ import annotations
 
+import functools
 import os
 import traceback
 import warnings
@@ -40,6 +41,9 @@ from poolrt.runtime.step import Machine, Orders, Step
 from poolrt.runtime.trees import flatten, map_tensors
 from poolrt.runtime.turnstile import Ticket
 from poolrt.topology.topology import Topology
+
+
+_MARK = "_poolrt_pooled"
 
 
 class SplitWarning(UserWarning):
@@ -92,6 +96,16 @@ class Pooled:
         model = self._model()
         assert model is not None, "a pooled forward outlives no model"
         return model
+
+    def install(self) -> None:
+        """From now on the model's forward is this one; its signature stays, and so do hooks on the model."""
+
+        @functools.wraps(self._original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self.forward(*args, **kwargs)
+
+        setattr(forward, _MARK, self)
+        self.model.forward = forward
 
     # ---- once
 
@@ -336,6 +350,11 @@ class Pooled:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def pooled_of(model: nn.Module) -> Pooled | None:
+    """What `install` put in place of the model's forward; None for a model that is not pooled."""
+    return getattr(model.__dict__.get("forward"), _MARK, None)
 
 
 def _tickets(orders: dict[int, tuple[Action, ...]]) -> Orders:
