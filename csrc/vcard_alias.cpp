@@ -44,15 +44,17 @@ at::Tensor card_view(const at::Tensor& result, c10::Storage storage) {
 }
 
 at::Tensor adopt(const at::Tensor& result, int card) {
-  c10::Storage storage = result.storage();
-  if (C10_LIKELY(lives_on(*storage.unsafeGetStorageImpl(), card))) {
-    storage.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().unsafe_set_device(device_of(card));
-  } else {
+  const c10::Storage& storage = result.unsafeGetTensorImpl()->unsafe_storage();
+  if (C10_UNLIKELY(!lives_on(*storage.unsafeGetStorageImpl(), card))) {
     c10::DataPtr block = allocate_on_card(card, storage.nbytes());
     std::memcpy(block.get(), storage.data(), storage.nbytes());
-    storage = storage_of(storage.nbytes(), std::move(block));
+    return card_view(result, storage_of(storage.nbytes(), std::move(block)));
   }
-  return card_view(result, std::move(storage));
+  if (C10_UNLIKELY(storage.use_count() != 1)) {  // the CPU keeps using it: another owner of the same memory
+    return card_view(result, storage_of(storage.nbytes(), share_memory(storage, device_of(card))));
+  }
+  storage.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().unsafe_set_device(device_of(card));
+  return card_view(result, storage);
 }
 
 void follow_writes(const at::Tensor& alias, const at::Tensor& tensor) {

@@ -1,8 +1,23 @@
+#include "vcard_autocast.hpp"
+
 #include <ATen/autocast_mode.h>
 
+#include "vcard_card.hpp"
 #include "vcard_operators.hpp"
 
 namespace poolrt::vcard {
+
+CpuAutocastLikeCards::CpuAutocastLikeCards()
+    : outer_enabled_(at::autocast::is_autocast_enabled(at::kCPU)),
+      outer_type_(at::autocast::get_autocast_dtype(at::kCPU)) {
+  at::autocast::set_autocast_enabled(at::kCPU, at::autocast::is_autocast_enabled(kVcard));
+  at::autocast::set_autocast_dtype(at::kCPU, at::autocast::get_autocast_dtype(kVcard));
+}
+
+CpuAutocastLikeCards::~CpuAutocastLikeCards() {
+  at::autocast::set_autocast_enabled(at::kCPU, outer_enabled_);
+  at::autocast::set_autocast_dtype(at::kCPU, outer_type_);
+}
 
 void register_autocast(torch::Library& autocast) {
   // torch's macros below register with a library of this name, and name the policies without their namespace.

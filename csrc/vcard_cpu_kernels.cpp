@@ -18,7 +18,7 @@ using c10::DispatchKey;
 // Written by hand, or composed by torch from operators that are.
 constexpr std::array kElsewhere = {
     "aten::copy_",     "aten::_to_copy", "aten::to",         "aten::_pin_memory",
-    "aten::is_pinned", "aten::lift",     "aten::lift_fresh",
+    "aten::is_pinned", "aten::lift",     "aten::lift_fresh", "aten::_pack_padded_sequence",
 };
 
 // Kinds of tensors that a virtual card does not hold.

@@ -112,13 +112,17 @@ class Call {
       see_stranger(tensor, device, argument);
       return tensor;
     }
-    TORCH_CHECK_NOT_IMPLEMENTED(tensor.layout() == c10::kStrided && tensor.has_storage(), facts_.name,
-                                ": a virtual card holds strided tensors only, not ", tensor.layout());
+    check_strided(tensor);
     if (card_ == kUnknown) card_ = device.index();
     if (C10_UNLIKELY(card_ != device.index())) raise_mixed(device);
     at::Tensor alias = cpu_alias(tensor, alias_sharing_storage(tensor));
     pairs_.push_back({std::move(tensor), alias, argument.written});
     return alias;
+  }
+
+  void check_strided(const at::Tensor& tensor) const {
+    TORCH_CHECK_NOT_IMPLEMENTED(tensor.layout() == c10::kStrided && tensor.has_storage(), facts_.name,
+                                ": a virtual card holds strided tensors only, not ", tensor.layout());
   }
 
   const at::Tensor* alias_sharing_storage(const at::Tensor& tensor) const {
@@ -179,6 +183,7 @@ class Call {
   // An argument given back, a view of an argument, or something new.
   at::Tensor card_tensor_of(const at::Tensor& result) const {
     if (!result.defined()) return result;
+    check_strided(result);
     if (result.unsafeGetTensorImpl()->unsafe_storage().use_count() != 1) {
       for (const Pair& pair : pairs_) {
         if (pair.alias.is_same(result)) return pair.tensor;

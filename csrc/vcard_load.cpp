@@ -6,6 +6,7 @@
 
 #include "vcard_card.hpp"
 #include "vcard_device.hpp"
+#include "vcard_engine.hpp"
 #include "vcard_generator.hpp"
 #include "vcard_kernel.hpp"
 #include "vcard_memory.hpp"
@@ -28,6 +29,7 @@ void load(const HostTable* table) {
   register_memory_operators(aten);
   register_model_operators(aten);
   register_cpu_kernels(aten);
+  register_recurrent_operators(library(torch::Library::IMPL, "aten", DispatchKey::AutogradPrivateUse1));
   library(torch::Library::IMPL, "_", DispatchKey::PrivateUse1)
       .fallback(torch::CppFunction::makeFromBoxedFunction<&run_unregistered>());
   register_autocast(library(torch::Library::IMPL, "aten", DispatchKey::AutocastPrivateUse1));
@@ -63,6 +65,7 @@ POOLRT_EXPORT int vcard_load(const poolrt::HostTable* table) {
   }
 }
 
+POOLRT_EXPORT void vcard_grow_autograd() { poolrt::vcard::grow_autograd(); }
 POOLRT_EXPORT const char* vcard_last_error() { return poolrt::vcard::last_error().c_str(); }
 POOLRT_EXPORT int vcard_current_card() { return poolrt::vcard::current_card(); }
 POOLRT_EXPORT void vcard_set_current_card(int card) { poolrt::vcard::set_current_card(card); }

@@ -10,6 +10,9 @@ void register_memory_operators(torch::Library& aten);
 // Operators that torch lets each kind of device do in its own way: dropout and attention, done as on the CPU.
 void register_model_operators(torch::Library& aten);
 
+// Recurrent layers, with autograd: torch gives the CPU other formulas than other devices, and a card takes the CPU's.
+void register_recurrent_operators(torch::Library& autograd);
+
 // CpuKernelOnCard for every other operator of aten that has a CPU kernel.
 void register_cpu_kernels(torch::Library& aten);
 

@@ -83,6 +83,8 @@ def _load(capacities: Sequence[int]) -> None:
     if status != 0:
         raise DriverError(f"the virtual-card backend did not load: {library.vcard_last_error().decode()}")
     device_module.attach(library)
+    torch.ones((), requires_grad=True).backward()  # the engine has its threads from here on; see vcard_engine.hpp
+    library.vcard_grow_autograd()
     torch._register_device_module(DEVICE_TYPE, device_module)
     sys.modules[f"torch.{DEVICE_TYPE}"] = device_module
     generate_methods_for_privateuse1_backend()
