@@ -157,7 +157,7 @@ class _ProbeWalker:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         self._saved.count(tensor)
-        return tensor
+        return tensor.detach()  # the tensor itself could be the output of the node that saves it: a cycle never freed
 
     # ---- backward, one piece at a time
 
