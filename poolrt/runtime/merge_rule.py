@@ -6,89 +6,82 @@ code runs, every scalar carries the story of its making:
     loss  = cross_entropy(logits, labels)      Mean(denominators=[labels that count])
     total = (loss_per_token * mask).sum()      Sum
     total / mask.sum()                         Mean(denominators=[mask.sum()])
+    total / mask.sum().clamp(min=1)            Mean(denominators=[the clamped sum, and the sum before the clamp])
     loss + auxiliary                           Mean(denominators=[n1, n2]), merged only if n1 and n2 split alike
+    0.5 * loss + weight                        Mean(denominators=[n], constants=[0.5, weight], shifted)
 
-A scalar without a story cannot be merged; the batch then stays whole, and the plan says so.
+Constants are merged into a story because poolrt cannot see whether they are any: they must turn out to be the same in
+every micro-batch. A scalar without a story cannot be merged; the batch then stays whole, and the plan says so. What the
+stories say is put to use in merge_weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from poolrt.runtime.loss_rule import LOSSES, loss_rule
+from poolrt.runtime.rules import ClampedSum, Constant, Denominator, Mean, Number, Rule, Sum, Unknown
 
 _ATTRIBUTE = "_poolrt_merge_rule"
 
 
-@dataclass(frozen=True)
-class Sum:
-    """The whole batch's scalar is the sum of the micro-batches'."""
-
-    unclamped: Tensor | None = None
-    """the sum before a clamp that keeps a division from zero"""
-
-
-@dataclass(frozen=True)
-class Mean:
-    """It is their mean, weighted by a denominator; several denominators must split in the same proportions."""
-
-    denominators: tuple[float | Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """It depends on the batch in a way that cannot be merged."""
-
-
-Rule = Sum | Mean | Unknown
-
-
 def rule_of(tensor: Tensor) -> Rule | None:
     """The story told about `tensor`; None for one that does not depend on the batch, or is no scalar."""
-    return getattr(tensor, _ATTRIBUTE, None)
+    told = getattr(tensor, _ATTRIBUTE, None)
+    return None if isinstance(told, Constant) else told
 
 
 def tell(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
     """Note on `result` how `function` made it, if it is a scalar or was made from one. Returns `result`."""
     if isinstance(result, Tensor):
-        rule = _story(function, args, kwargs, result)
-        if rule is not None:
-            setattr(result, _ATTRIBUTE, rule)
+        _note(result, _story(function, args, kwargs, result))
     elif isinstance(result, (tuple, list)):
         _tell_each(args, kwargs, result)
+    elif function is Tensor.__setitem__ and _from_scalars(_tensors(args[1:])):
+        _note(args[0], Unknown())
     return result
+
+
+def _note(tensor: Tensor, story: Rule | Constant | None) -> None:
+    if story is not None:
+        setattr(tensor, _ATTRIBUTE, story)
+    elif hasattr(tensor, _ATTRIBUTE):  # changed in place: what was told no longer holds
+        delattr(tensor, _ATTRIBUTE)
+
+
+def _from_scalars(tensors: Iterable[Tensor]) -> bool:
+    return any(rule_of(tensor) is not None for tensor in tensors)
 
 
 def _tell_each(args: tuple[Any, ...], kwargs: dict[str, Any], results: Sequence[Any]) -> None:
     """Several results: numbers among them depend on the batch; indices (of experts, say) are no quantities."""
     tensors = list(_tensors((*args, *kwargs.values())))
-    from_scalars = any(rule_of(tensor) is not None for tensor in tensors)
     from_batch = any(tensor.dim() > 0 for tensor in tensors)
     for result in _tensors(results):
-        if result.is_floating_point() and (from_scalars or (from_batch and result.dim() == 0)):
-            setattr(result, _ATTRIBUTE, Unknown())
+        if result.is_floating_point() and (_from_scalars(tensors) or (from_batch and result.dim() == 0)):
+            _note(result, Unknown())
 
 
-def _story(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Rule | None:
-    if function in _VALUE_FREE:
-        return None
+def _story(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
+) -> Rule | Constant | None:
     tensors = list(_tensors((*args, *kwargs.values())))
-    from_scalars = any(rule_of(tensor) is not None for tensor in tensors)
     if result.dim() > 0:
-        return Unknown() if from_scalars else None
-    if not from_scalars and not any(tensor.dim() > 0 for tensor in tensors):
+        return Unknown() if _from_scalars(tensors) else None
+    if not tensors or function in _FRESH:
+        return Constant(float(result)) if result.is_floating_point() and not result.is_meta else None
+    if not _from_scalars(tensors) and not any(tensor.dim() > 0 for tensor in tensors):
         return None
     if function is Tensor.__getitem__ and not result.is_floating_point():
         return None
     if any(isinstance(rule_of(tensor), Unknown) for tensor in tensors):
         return Unknown()
-    first = args[0] if args else kwargs.get("input")
-    rule = _rule_for(function, first, args, kwargs) if isinstance(first, Tensor) or len(args) > 1 else None
-    return rule or Unknown()
+    return _rule_for(function, args, kwargs, result) or Unknown()
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -99,120 +92,129 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _rule_for(function: Callable[..., Any], first: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rule | None:
-    if function in _LOSSES:
-        return _loss_rule(function, args, kwargs)
+def _rule_for(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
+) -> Rule | None:
+    if function in LOSSES:
+        return loss_rule(function, args, kwargs)
+    if len(args) == 2 and not kwargs and function in _ADDS:
+        return _added(*args, result)
+    if len(args) == 2 and not kwargs and function in _SCALES:
+        return _scaled(function, *args, result)
+    first = args[0] if args else kwargs.get("input")
+    return _rule_for_one(function, first, args, kwargs, result) if isinstance(first, Tensor) else None
+
+
+def _rule_for_one(
+    function: Callable[..., Any], first: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
+) -> Rule | None:
+    told = rule_of(first)
     if function in _SUMS:
-        return Sum() if first.dim() > 0 else rule_of(first)
+        return Sum() if first.dim() > 0 else told
     if function in _MEANS:
-        return Mean((float(first.numel()),)) if first.dim() > 0 else rule_of(first)
+        return Mean((Denominator(float(first.numel())),)) if first.dim() > 0 else told
     if function in _PASSES_ON:
-        return rule_of(first) if first.dim() == 0 else None
-    if function in _CLAMPS:
-        told = rule_of(first)
-        return Sum(unclamped=first.detach()) if isinstance(told, Sum) else None
-    if function in _ADDS and len(args) == 2:
-        return _added(args[0], args[1])
-    if function in _SCALES and len(args) == 2:
-        return _scaled(function, args[0], args[1])
+        rounded = first.is_floating_point() and not result.is_floating_point()
+        return told if first.dim() == 0 and not rounded else None
+    if function in _NEGATIONS:
+        return told if isinstance(told, (Sum, Mean)) else None
+    if function in _CLAMPS and isinstance(told, Sum):
+        least = _least(args, kwargs)
+        return None if least is None else ClampedSum(Denominator(first.detach(), least), told.constants)
     return None
+
+
+def _least(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+    """The lower bound of a clamp that has no upper one."""
+    bounds = dict(zip(("min", "max"), args[1:], strict=False)) | kwargs
+    least = bounds.pop("min", None)
+    only_lower = all(bound is None for bound in bounds.values())
+    return float(least) if only_lower and isinstance(least, (int, float)) else None
 
 
 def _told(value: Any) -> Rule | None:
     return rule_of(value) if isinstance(value, Tensor) else None
 
 
-def _added(left: Any, right: Any) -> Rule | None:
+def _constant(value: Any, result: Tensor) -> Number | None:
+    """An operand without a story, as it was before the operation; None if that cannot be known any more."""
+    if isinstance(value, (int, float)):
+        return value
+    if not isinstance(value, Tensor):
+        return None
+    told = getattr(value, _ATTRIBUTE, None)
+    if isinstance(told, Constant):
+        return told.value
+    return None if value is result else value.detach()
+
+
+def _added(left: Any, right: Any, result: Tensor) -> Rule | None:
+    """The sum or difference of two operands, of which one at least has a story."""
     told_left, told_right = _told(left), _told(right)
     if isinstance(told_left, Mean) and isinstance(told_right, Mean):
-        return Mean(told_left.denominators + told_right.denominators)
+        return Mean(
+            told_left.denominators + told_right.denominators,
+            told_left.constants + told_right.constants,
+            told_left.shifted or told_right.shifted,
+        )
     if isinstance(told_left, Sum) and isinstance(told_right, Sum):
-        return Sum()
-    told, constant = (told_left, right) if told_left is not None else (told_right, left)
-    if isinstance(constant, Tensor) and rule_of(constant) is not None:
+        return Sum(told_left.constants + told_right.constants)
+    if told_left is not None and told_right is not None:
         return None
-    # A constant may be added to a mean; in a sum it would count once per micro-batch. Python's sum() starts from 0.
-    return told if isinstance(told, Mean) or (not isinstance(constant, Tensor) and constant == 0) else None
+    told = told_left or told_right
+    constant = _constant(right if told_left is not None else left, result)
+    if constant is None:
+        return None
+    if isinstance(told, Mean):
+        return replace(told, constants=(*told.constants, constant), shifted=True)
+    # In a sum a constant would count once per micro-batch. Zero may: Python's sum() starts from it.
+    return told if isinstance(told, Sum) and not isinstance(constant, Tensor) and constant == 0 else None
 
 
-def _scaled(function: Callable[..., Any], left: Any, right: Any) -> Rule | None:
+def _scaled(function: Callable[..., Any], left: Any, right: Any, result: Tensor) -> Rule | None:
     """A scalar times or over a constant keeps its rule; a sum over a sum is a mean with the latter as denominator."""
     told_left, told_right = _told(left), _told(right)
-    if told_right is None:
-        return told_left
-    if isinstance(told_left, Sum) and isinstance(told_right, Sum) and function in _DIVISIONS:
-        return Mean((right.detach() if told_right.unclamped is None else told_right.unclamped,))
-    return told_right if told_left is None and function not in _DIVISIONS else None
-
-
-def _loss_rule(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rule | None:
-    reduction = kwargs.get("reduction", "mean")
-    if reduction == "sum":
-        return Sum()
-    target = args[1] if len(args) > 1 else kwargs.get("target")
-    if target is None or reduction == "none":
+    if told_left is not None and told_right is not None:
+        return _quotient(told_left, told_right, right) if function in _DIVISIONS else None
+    if told_left is None and function in _DIVISIONS:
         return None
-    if reduction == "batchmean":
-        return Mean((float(args[0].shape[0]),))
-    if function in _CLASS_LOSSES:
-        return Mean((_class_denominator(target, args, kwargs),))
-    return Mean((float(target.numel()),)) if kwargs.get("weight") is None else None
+    told = told_left or told_right
+    constant = _constant(right if told_left is not None else left, result)
+    if constant is None or not isinstance(told, (Sum, Mean)):
+        return None
+    return replace(told, constants=(*told.constants, constant))
 
 
-def _class_denominator(target: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | Tensor:
-    """What cross_entropy's and nll_loss's mean divides by: the labels that count, or the sum of their weights."""
-    weight = args[2] if len(args) > 2 else kwargs.get("weight")
-    if target.is_floating_point():
-        scores = args[0] if args else kwargs["input"]
-        return float(target.numel() / scores.shape[1 if scores.dim() > 1 else 0])
-    counted = target != kwargs.get("ignore_index", -100)
-    return counted.sum() if weight is None else weight.to(target.device)[target[counted]].sum()
+def _quotient(told_left: Rule, told_right: Rule, right: Tensor) -> Mean | None:
+    # A denominator that learns has a gradient of its own, which is not the mean of the micro-batches' gradients.
+    if not isinstance(told_left, Sum) or right.requires_grad:
+        return None
+    if isinstance(told_right, Sum):
+        return Mean((Denominator(right.detach()),), told_left.constants + told_right.constants)
+    if isinstance(told_right, ClampedSum):
+        return Mean((told_right.denominator,), told_left.constants + told_right.constants)
+    return None
 
 
-_CLASS_LOSSES: set[Callable[..., Any]] = {F.cross_entropy, F.nll_loss}
-_LOSSES: set[Callable[..., Any]] = _CLASS_LOSSES | {
-    F.mse_loss,
-    F.l1_loss,
-    F.smooth_l1_loss,
-    F.huber_loss,
-    F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits,
-    F.kl_div,
-}
 _SUMS: set[Callable[..., Any]] = {torch.sum, Tensor.sum}
 _MEANS: set[Callable[..., Any]] = {torch.mean, Tensor.mean}
 _ADDS: set[Callable[..., Any]] = {
     torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, Tensor.add_,
+    torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, Tensor.__isub__, Tensor.sub_,
 }  # fmt: skip
 _DIVISIONS: set[Callable[..., Any]] = {
-    torch.div,
-    Tensor.div,
-    Tensor.__truediv__,
-    Tensor.__itruediv__,
-    torch.true_divide,
-}
+    torch.div, torch.true_divide, Tensor.div, Tensor.div_, Tensor.__truediv__, Tensor.__itruediv__,
+}  # fmt: skip
 _SCALES: set[Callable[..., Any]] = _DIVISIONS | {
-    torch.mul,
-    Tensor.mul,
-    Tensor.__mul__,
-    Tensor.__rmul__,
-    Tensor.__imul__,
-}
-# They take shape, dtype and device from a tensor, but none of its values.
-_VALUE_FREE: set[Callable[..., Any]] = {
-    Tensor.new_ones, Tensor.new_zeros, Tensor.new_empty, Tensor.new_full, Tensor.new_tensor,
-    torch.ones_like, torch.zeros_like, torch.empty_like, torch.full_like, torch.rand_like, torch.randn_like,
+    torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__,
 }  # fmt: skip
 _CLAMPS: set[Callable[..., Any]] = {
-    torch.clamp,
-    Tensor.clamp,
-    torch.clamp_min,
-    Tensor.clamp_min,
-    Tensor.clip,
-    torch.clip,
-}
-_PASSES_ON: set[Callable[..., Any]] = {
-    Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.neg, Tensor.__neg__, torch.neg,
-    Tensor.squeeze, torch.squeeze, Tensor.view, Tensor.reshape, Tensor.clone, torch.clone, Tensor.contiguous,
-    Tensor.type, Tensor.type_as, Tensor.cpu, Tensor.cuda,
+    torch.clamp, torch.clamp_min, torch.clip, Tensor.clamp, Tensor.clamp_min, Tensor.clip,
 }  # fmt: skip
+_NEGATIONS: set[Callable[..., Any]] = {torch.neg, Tensor.neg, Tensor.__neg__}
+_PASSES_ON: set[Callable[..., Any]] = {
+    Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as,
+    Tensor.cpu, Tensor.cuda, Tensor.detach, torch.detach, Tensor.clone, torch.clone, Tensor.contiguous,
+    Tensor.squeeze, torch.squeeze, Tensor.view, Tensor.reshape,
+}  # fmt: skip
+_FRESH: set[Callable[..., Any]] = {Tensor.new_zeros, Tensor.new_ones, torch.zeros_like, torch.ones_like}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from poolrt.planning.profile import micro_batch_sizes
-from poolrt.runtime.merge_rule import Mean, Sum, rule_of
+from poolrt.runtime.merge_rule import rule_of
+from poolrt.runtime.merge_weights import CannotMergeError, merge_weights
 from poolrt.runtime.trees import Leaf, Tree, flatten
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -23,10 +24,6 @@ class OutputRule:
 
     kind: Literal["concatenate", "scalar", "same"]
     dim: int = 0
-
-
-class CannotMergeError(Exception):
-    """The outputs of this step do not fit the rules found by the first one; the step is repeated unsplit."""
 
 
 @dataclass(frozen=True)
@@ -106,27 +103,16 @@ def _without(shape: Sequence[int], dim: int) -> list[int]:
 
 
 def _weights(leaves: Sequence[Leaf]) -> list[float]:
-    """The weight of each micro-batch in a scalar output, from what merge_rule was told about it.
+    """The weight of each micro-batch in a scalar output.
 
     Raises:
-        CannotMergeError: if the scalar has no rule, or its denominators split in different proportions.
+        CannotMergeError: if it has none, or has no weight and yet a value.
     """
-    rules = [rule_of(leaf.tensor) for leaf in leaves]
-    if all(isinstance(rule, Sum) for rule in rules):
-        return [1.0] * len(leaves)
-    if not all(isinstance(rule, Mean) for rule in rules):
-        raise CannotMergeError(
-            f"output {leaves[0].path!r} is a scalar that is neither a mean nor a sum over the batch as far as poolrt sees"
-        )
-    columns = list(
-        zip(*[[float(n) for n in rule.denominators] for rule in rules if isinstance(rule, Mean)], strict=True)
-    )
-    shares = [[n / total for n in column] if (total := sum(column)) else [0.0] * len(column) for column in columns]
-    if any(abs(a - b) > 1e-6 for share in shares[1:] for a, b in zip(share, shares[0], strict=True)):
-        raise CannotMergeError(
-            f"output {leaves[0].path!r} adds means over different numbers of items, which split unevenly: {shares}"
-        )
-    return shares[0]
+    path = leaves[0].path
+    weights = merge_weights(path, [rule_of(leaf.tensor) for leaf in leaves])
+    if any(weight == 0 and not leaf.tensor.isnan() for weight, leaf in zip(weights, leaves, strict=True)):
+        raise CannotMergeError(f"output {path!r} divides by zero in a micro-batch, and not zero by zero")
+    return weights
 
 
 def split_gradient(

@@ -31,7 +31,8 @@ from poolrt.runtime.batch_form import check_signature, form_of
 from poolrt.runtime.hooks import hook_layers
 from poolrt.runtime.layers import find_layers
 from poolrt.runtime.measure import Measured, measure, to_layer
-from poolrt.runtime.microbatch import Call, CannotMergeError, OutputRule, batch_size_of, scatter
+from poolrt.runtime.merge_weights import CannotMergeError
+from poolrt.runtime.microbatch import Call, OutputRule, batch_size_of, scatter
 from poolrt.runtime.out_of_memory import OutOfMemoryError, blamed_on, explained
 from poolrt.runtime.place import Placement
 from poolrt.runtime.profile_model import weigh_layers

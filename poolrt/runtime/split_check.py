@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 
 from poolrt.runtime.merge_rule import rule_of
-from poolrt.runtime.microbatch import (
-    Call,
-    CannotMergeError,
-    OutputRule,
-    batch_size_of,
-    gather,
-    scatter,
-)
+from poolrt.runtime.merge_weights import CannotMergeError, counts_add_up
+from poolrt.runtime.microbatch import Call, OutputRule, batch_size_of, gather, scatter
 from poolrt.runtime.model_state import GeneratorStates, ModelState, state_restored
 from poolrt.runtime.no_dropout import no_dropout
 from poolrt.runtime.step import Machine, Orders, Step
@@ -99,6 +93,8 @@ def _compare(whole: Tree, parts: Sequence[Tree], batch_dim: int) -> Verdict:
 def _find_rule(whole: Leaf, parts: Sequence[Leaf], batch_dim: int) -> OutputRule | str:
     """The rule that gives the whole's tensor from the parts', or a sentence why there is none."""
     if whole.tensor.dim() == 0 and any(rule_of(leaf.tensor) is not None for leaf in (whole, *parts)):
+        if not counts_add_up(rule_of(whole.tensor), [rule_of(leaf.tensor) for leaf in parts]):
+            return f"output {whole.path!r} is a mean over something that the parts of the batch have in common"
         return _try(OutputRule("scalar"), whole, parts)
     tensors = [leaf.tensor for leaf in parts]
     dims = [d for d in range(whole.tensor.dim()) if _adds_up(whole.tensor, tensors, d)]
