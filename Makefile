@@ -63,7 +63,7 @@ demo: $(READY)
 test: export HF_HUB_OFFLINE := 1
 test: export OMP_NUM_THREADS := 1
 test: $(READY)
-	@$(RUN) -m poolrt.virtual_cards.build
+	@$(RUN) -c 'import poolrt; poolrt.virtual(cards=1, memory="1MiB")'  # built once, before the workers start
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -q
 
 lint: $(READY)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import itertools
 import json
 import time
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     topology = choose_topology(options)
     if options.single_card:
         try_one_card(copy.deepcopy(model), sample, topology, options)
+        gc.collect()
 
     model = poolrt.shard(model, sample=sample, topology=topology, micro_batches=options.micro_batches)
     print(poolrt.report(model).plan.explain())
