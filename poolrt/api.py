@@ -96,7 +96,7 @@ def logical(device: str = "cuda:0", cards: int = 2, memory: int | str | Sequence
 
 
 def _sizes(cards: int, memory: int | str | Sequence[int | str]) -> list[int]:
-    if isinstance(memory, (int, str)):
+    if isinstance(memory, str) or not isinstance(memory, Sequence):
         return [parse_nbytes(memory)] * cards
     if len(memory) != cards:
         raise ConfigurationError(f"{cards} cards need one memory size or {cards}, got {len(memory)}: {list(memory)}")
@@ -193,10 +193,7 @@ def shard(
     if call is not None:
         check_signature(model, call)
     options = Options(micro_batches=micro_batches, schedule=schedule, batch_dim=batch_dim, optimizer=optimizer)
-    pooled = Pooled(model, topology, options, plan)
-    if call is not None:
-        pooled.prepare(call)
-    pooled.install()
+    Pooled(model, topology, options, plan).start(call)
     return model
 
 

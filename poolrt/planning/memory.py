@@ -5,8 +5,8 @@ Weights and the optimizer's state are always there. Tied parameters live with th
 one holds a copy from forward's start to backward's end, and the copy's gradient.
 
 A card that is visited several times runs its calls interleaved; the prediction lets each micro-batch run through them
-at once. Forward ends with the same bytes in either order, and backward starts with them, so the two differ by one
-temporary gradient at most.
+at once. Forward ends with the same bytes in either order, and backward starts with them, so with micro-batches of one
+size the two differ by one temporary gradient at most.
 """
 
 from __future__ import annotations
@@ -128,12 +128,14 @@ class MemoryModel:
         return sorted(index for layer in held for index in self._calls_of[layer])
 
     def _trained_calls(self, held: frozenset[int]) -> Iterator[HeldCall]:
-        """Saved activations add up, and so does what crossed: both stay until backward has passed."""
+        """What calls read and what they save adds up, and stays until backward has passed.
+
+        What a call reads is held once, on its own card: if it crossed, the card it came from lets go of it.
+        """
         total = 0
         for index in self._calls_on(held):
             call, layer = self._profile.calls[index], self._call_layers[index]
-            if index and self._call_layers[index - 1] not in held:
-                total += self._profile.calls[index - 1].output_nbytes
+            total += self._profile.calls[index - 1].output_nbytes if index else 0
             before, total = total, total + call.saved_nbytes
             yield HeldCall(layer, before, total, call.forward_workspace_nbytes, call.backward_workspace_nbytes)
 

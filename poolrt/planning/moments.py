@@ -2,14 +2,14 @@ r"""One GPipe step on one card, moment by moment: which bytes are there while ea
 
     bytes            forward                backward                  optimizer step
                 m0   m1   m2   m3  |  m0   m1   m2   m3  |
-    activations /------------------\\_____                              each micro-batch's go
+    activations /------------------\_____                              each micro-batch's go
     gradients                          /------------------------------| come in m0, then stay
     weights     ------------------------------------------------------|
 
-Forward keeps, of every call, its saved activations and what crossed from another card, and of the last call the
-outputs. Backward walks the micro-batches in order and the calls in reverse, and frees as it goes. While a call runs,
-its workspace is on top. Within micro-batches of one size the last is the highest in forward and the first in backward,
-so only those are visited: the cost is that of a few walks over the calls, however many micro-batches there are.
+Forward keeps, of every call, what it reads and the activations it saves, and of the last call the outputs. Backward
+walks the micro-batches in order and the calls in reverse, and frees as it goes. While a call runs, its workspace is on
+top. Within micro-batches of one size the last is the highest in forward and the first in backward, so only those are
+visited: the cost is that of a few walks over the calls, however many micro-batches there are.
 
 Moments are in bytes x samples: a micro-batch of b samples holds b parts of a whole batch of `batch_size` parts, and
 whole numbers make the sums exact.
@@ -38,7 +38,7 @@ class HeldCall(NamedTuple):
     layer: int
     """position in the profile"""
     before: int
-    """what is held while it runs: by earlier calls, and what crossed for this one"""
+    """what is held while it runs: by earlier calls, and what this one reads"""
     after: int
     """what is held when its forward is done"""
     forward_workspace: int

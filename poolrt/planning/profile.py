@@ -44,13 +44,13 @@ class CallFacts:
     forward_s: float
     backward_s: float
     saved_nbytes: int
-    """activations kept from forward to backward"""
+    """activations kept from forward to backward, without what the call reads"""
     forward_workspace_nbytes: int
     """peak during forward, above what is kept"""
     backward_workspace_nbytes: int
     """peak during backward, above what was kept before it; gradients of parameters are not counted"""
     output_nbytes: int
-    """what the next call reads: the bytes that cross if it is on another card"""
+    """what the next call reads: kept on that call's card until its backward, and copied there if it is another"""
 
 
 @dataclass(frozen=True, kw_only=True)

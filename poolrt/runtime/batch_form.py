@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from poolrt.errors import SampleError
-from poolrt.runtime.microbatch import Call
+from poolrt.runtime.microbatch import Call, batch_size_of, is_split
 from poolrt.runtime.trees import flatten
 
 
@@ -40,13 +40,24 @@ def check_signature(model: nn.Module, call: Call) -> None:
         ) from error
 
 
-def form_of(model: nn.Module, call: Call) -> tuple[Any, ...]:
-    """A key: tensors by place, rank and kind; flags and words by value; numbers by type; training or not; grad or not."""
-    tree = flatten(call)
-    tensors = tuple((leaf.path, leaf.tensor.dim(), leaf.tensor.dtype) for leaf in tree.leaves)
-    constants = (*call[0], *(call[1][name] for name in sorted(call[1])))
-    flags = tuple(_flag(value) for value in constants if not isinstance(value, Tensor))
-    return tensors, flags, tuple(sorted(call[1])), model.training, torch.is_grad_enabled()
+def form_of(model: nn.Module, call: Call, batch_dim: int) -> tuple[Any, ...]:
+    """A key: what the model is given, which of its modules train, and whether gradients are wanted.
+
+    Tensors count by place, rank, kind and whether they are split; flags and words by value; numbers by type.
+
+    Args:
+        model: the model.
+        call: one batch.
+        batch_dim: along which inputs are split.
+    """
+    tree, size = flatten(call), batch_size_of(call, batch_dim)
+    tensors = tuple(
+        (leaf.path, leaf.tensor.dim(), leaf.tensor.dtype, is_split(leaf.tensor, size, batch_dim))
+        for leaf in tree.leaves
+    )
+    constants = tuple((path, _flag(value)) for path, value in tree.constants)
+    training = tuple(module.training for module in model.modules())
+    return tensors, constants, training, torch.is_grad_enabled()
 
 
 def _flag(value: Any) -> Any:

@@ -23,8 +23,9 @@ _MAY_MIX: set[Callable[..., Any]] = {
     Tensor.type,
     Tensor.type_as,
     Tensor.set_,
-    Tensor.data.__set__,
-}  # type: ignore[attr-defined]
+    Tensor.data.__set__,  # type: ignore[attr-defined]
+    torch._VF._pack_padded_sequence,  # wants the lengths on the host
+}
 _IN_PLACE_NAMES = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__"}
 
 
@@ -43,16 +44,18 @@ class Glue(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _MAY_MIX or not _mixes(_tensors(args, kwargs)):
             return tell(func, args, kwargs, func(*args, **kwargs))
-        device = self._meeting_place(func, args)
+        device = self._meeting_place(func, args, kwargs)
         moved_args, moved_kwargs = self._crossings.move_all((args, kwargs), device)
         return tell(func, args, kwargs, func(*moved_args, **moved_kwargs))
 
-    def _meeting_place(self, func: Callable[..., Any], args: tuple[Any, ...]) -> torch.device:
+    def _meeting_place(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
+        if isinstance(kwargs.get("out"), Tensor):
+            return kwargs["out"].device
         name = getattr(func, "__name__", "")
         changes_first = name in _IN_PLACE_NAMES or (name.endswith("_") and not name.endswith("__"))
         here = self._here()
         if (changes_first and isinstance(args[0], Tensor)) or here is None:
-            first: Tensor = args[0] if isinstance(args[0], Tensor) else next(_tensors(args, {}))
+            first: Tensor = args[0] if args and isinstance(args[0], Tensor) else next(_tensors(args, kwargs))
             return first.device
         return here
 
@@ -83,11 +86,9 @@ def _tensors(args: Iterable[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
 
 
 def _mixes(tensors: Iterator[Tensor]) -> bool:
-    """Whether the tensors lie on several devices; a scalar on the host goes with any card, as torch has it."""
+    """Whether the tensors lie on several devices. Also a scalar on the host counts: not every operation takes one."""
     device: torch.device | None = None
     for tensor in tensors:
-        if tensor.dim() == 0 and tensor.device.type == "cpu":
-            continue
         if device is not None and tensor.device != device:
             return True
         device = tensor.device

@@ -43,7 +43,7 @@ class MemoryWatch(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run `func` and follow what it returns."""
-        self._meet(args)
+        self._meet((args, kwargs))
         result = func(*args, **(kwargs or {}))
         self._follow(result)
         return result

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from poolrt.planning.profile import micro_batch_sizes
+from poolrt.runtime.closeness import is_close
 from poolrt.runtime.merge_rule import rule_of
 from poolrt.runtime.merge_weights import CannotMergeError, merge_weights
 from poolrt.runtime.trees import Leaf, Tree, flatten
@@ -42,6 +43,11 @@ def batch_size_of(call: Call, batch_dim: int) -> int | None:
     return sizes.most_common(1)[0][0] if sizes else None
 
 
+def is_split(tensor: Tensor, batch_size: int | None, batch_dim: int) -> bool:
+    """Whether `scatter` cuts `tensor`: whether it has the batch's size along `batch_dim`."""
+    return tensor.dim() > batch_dim and tensor.shape[batch_dim] == batch_size
+
+
 def scatter(call: Call, micro_batches: int, batch_dim: int) -> list[Call]:
     """`micro_batches` parts of the call; tensors without the batch's size along `batch_dim` go to every part whole."""
     batch_size = batch_size_of(call, batch_dim)
@@ -50,8 +56,7 @@ def scatter(call: Call, micro_batches: int, batch_dim: int) -> list[Call]:
     tree = flatten(call)
     sizes = micro_batch_sizes(batch_size, micro_batches)
     columns = [
-        t.split(sizes, batch_dim) if t.dim() > batch_dim and t.shape[batch_dim] == batch_size else [t] * micro_batches
-        for t in tree.tensors
+        t.split(sizes, batch_dim) if is_split(t, batch_size, batch_dim) else [t] * micro_batches for t in tree.tensors
     ]
     if not columns:
         return [call] * micro_batches
@@ -66,6 +71,9 @@ def gather(parts: Sequence[Tree], rules: Sequence[OutputRule], device: torch.dev
     """
     if any(len(part.leaves) != len(rules) for part in parts):
         raise CannotMergeError(f"the model returned {len(parts[0].leaves)} tensors, in the first step {len(rules)}")
+    for part in parts[1:]:
+        if (path := parts[0].difference(part)) is not None:
+            raise CannotMergeError(f"output {path!r} differs between the micro-batches, and only tensors can be merged")
     tensors, weights = [], []
     for index, rule in enumerate(rules):
         leaves = [part.leaves[index] for part in parts]
@@ -76,6 +84,8 @@ def gather(parts: Sequence[Tree], rules: Sequence[OutputRule], device: torch.dev
 
 def _merged(leaves: Sequence[Leaf], rule: OutputRule, weights: Sequence[float], device: torch.device | None) -> Tensor:
     parts = [leaf.tensor.detach() for leaf in leaves]
+    if rule.kind == "same" and any(not is_close(part.to(parts[0].device), parts[0]) for part in parts[1:]):
+        raise CannotMergeError(f"output {leaves[0].path!r} was the same for every micro-batch, and now is not")
     target = parts[-1].device if device is None else device
     if rule.kind == "same" or len(parts) == 1:
         return parts[0].to(target, copy=parts[0].dim() == 0)  # a loss is often changed in place

@@ -1,7 +1,8 @@
-"""What a forward may change besides its outputs: buffers, tensors kept as attributes, and generators."""
+"""What a forward may change besides its outputs: buffers, tensors and numbers kept as attributes, and generators."""
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,34 +12,79 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from poolrt.runtime.trees import Tree, flatten
+
+_BOOKKEEPING = frozenset(nn.Module().__dict__)
+_KINDS = (Tensor, int, float, list, dict, tuple)
+_NOT_STATE = (bool, nn.Parameter)
+
 
 class ModelState:
-    """A copy, on the host, of every tensor a module holds that is no parameter."""
+    """A copy, on the host, of what a model's modules hold besides parameters: tensors, numbers, and containers of them.
+
+    Flags and other objects are left alone: they remember what was done once (hooks installed, caches built).
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._kept = [
-            (f"{path}.{name}" if path else name, holder, name, tensor, tensor.detach().to("cpu", copy=True))
+            _Kept(f"{path}.{name}" if path else name, holder, name, value)
             for path, module in model.named_modules()
             for holder in (module._buffers, module.__dict__)
-            for name, tensor in holder.items()
-            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter)
+            for name, value in holder.items()
+            if name not in _BOOKKEEPING and isinstance(value, _KINDS) and not isinstance(value, _NOT_STATE)
         ]
 
     def restore(self) -> None:
-        """Put every tensor back: the object and its values."""
+        """Put everything back: the objects and their values."""
         with torch.no_grad():
-            for _, holder, name, tensor, copy in self._kept:
-                holder[name] = tensor
-                if not _same(tensor, copy):
-                    tensor.copy_(copy)
+            for kept in self._kept:
+                kept.restore()
 
     def changes_since(self, other: ModelState) -> str | None:
-        """The name of a tensor that differs between two states of one model; None if none does."""
-        before = {name: copy for name, _, _, _, copy in other._kept}
-        for name, _, _, _, copy in self._kept:
-            if name not in before or not _close(copy, before[name]):
-                return name
+        """The name of something that differs between two states of one model; None if nothing does."""
+        before = {kept.path: kept for kept in other._kept}
+        for kept in self._kept:
+            if kept.path not in before or not kept.is_close_to(before[kept.path]):
+                return kept.path
         return None
+
+
+class _Kept:
+    """One attribute of a module, and what it held."""
+
+    def __init__(self, path: str, holder: dict[str, Any], name: str, value: Any) -> None:
+        self.path = path
+        self._holder, self._name, self._value = holder, name, value
+        self._content = copy.copy(value) if isinstance(value, (list, dict)) else None
+        tree = flatten(value)
+        self._numbers = _numbers_in(tree)
+        self._tensors = [(t, t.detach().to("cpu", copy=True)) for t in _tensors_in(tree)]
+
+    def restore(self) -> None:
+        self._holder[self._name] = self._value
+        if isinstance(self._value, list):
+            self._value[:] = self._content or ()
+        elif isinstance(self._value, dict):
+            self._value.clear()
+            self._value.update(self._content or {})
+        for tensor, was in self._tensors:
+            if not _same(tensor, was):
+                tensor.copy_(was)
+
+    def is_close_to(self, other: _Kept) -> bool:
+        return (
+            self._numbers == other._numbers
+            and len(self._tensors) == len(other._tensors)
+            and all(_close(a, b) for (_, a), (_, b) in zip(self._tensors, other._tensors, strict=True))
+        )
+
+
+def _numbers_in(tree: Tree) -> list[tuple[str, float]]:
+    return [(path, value) for path, value in tree.constants if type(value) in (int, float)]
+
+
+def _tensors_in(tree: Tree) -> list[Tensor]:
+    return [tensor for tensor in tree.tensors if not isinstance(tensor, nn.Parameter)]
 
 
 @contextmanager

@@ -44,13 +44,17 @@ def state_nbytes(parameters: Iterator[nn.Parameter]) -> dict[torch.device, int]:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if _pooled_parameters.get(id(p)) is p]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if _is_pooled(p)]
     if not parameters:
         return
     _optimizers.add(optimizer)
     for parameter in parameters:
         _bring_state(optimizer.state.get(parameter), parameter)
     _reserve(optimizer, [p for p in parameters if p.grad is not None])
+
+
+def _is_pooled(parameter: nn.Parameter) -> bool:
+    return _pooled_parameters.get(id(parameter)) is parameter
 
 
 def _bring_state(state: dict[str, Any] | None, parameter: nn.Parameter) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
 
 import torch
 
@@ -25,15 +25,14 @@ class OutOfMemoryError(torch.OutOfMemoryError):
     other_nbytes: int = 0
 
 
-@contextmanager
-def blamed_on(card: int | None) -> Iterator[None]:
-    """An out-of-memory error from inside is marked as that of `card`, unless it is marked already."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        if getattr(error, "card", None) is None:
-            error.card = card  # type: ignore[attr-defined]
-        raise
+def card_named_in(error: torch.OutOfMemoryError, devices: Sequence[torch.device]) -> int | None:
+    """The card a lane marked on `error`, else the one whose device the message names; None for the host."""
+    marked: int | None = getattr(error, "card", None)
+    named = re.search(r"(?:vcard:|GPU )(\d+)", str(error))
+    if marked is not None or named is None:
+        return marked
+    ordinals = [device.index for device in devices]
+    return ordinals.index(int(named[1])) if int(named[1]) in ordinals else None
 
 
 def explained(

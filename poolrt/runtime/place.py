@@ -98,6 +98,23 @@ class Placement:
         return totals
 
 
+class WeightsBefore:
+    """Where a model's parameters and buffers were, to put them back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = [(parameter, parameter.device) for parameter in model.parameters()]
+        self._buffers = [
+            (module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()
+        ]
+
+    def restore(self) -> None:
+        """Every parameter to its device, and the very buffers."""
+        for parameter, device in self._parameters:
+            move_parameter(parameter, device)
+        for module, name, buffer in self._buffers:
+            module._buffers[name] = buffer
+
+
 def move_parameter(parameter: nn.Parameter, device: torch.device) -> None:
     """Give `parameter` its bytes on `device`; the object, its name and whoever shares it stay."""
     if parameter.device == device:

@@ -12,6 +12,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -33,8 +34,8 @@ from poolrt.runtime.layers import find_layers
 from poolrt.runtime.measure import Measured, measure, to_layer
 from poolrt.runtime.merge_weights import CannotMergeError
 from poolrt.runtime.microbatch import Call, OutputRule, batch_size_of, scatter
-from poolrt.runtime.out_of_memory import OutOfMemoryError, blamed_on, explained
-from poolrt.runtime.place import Placement
+from poolrt.runtime.out_of_memory import OutOfMemoryError, card_named_in, explained
+from poolrt.runtime.place import Placement, WeightsBefore
 from poolrt.runtime.profile_model import weigh_layers
 from poolrt.runtime.random_state import CardSeeds
 from poolrt.runtime.split_check import Verdict, check_split
@@ -87,9 +88,7 @@ class Pooled:
         self._handles: list[RemovableHandle] = []
         self._path: tuple[int, ...] = (0,)
         self._output_card: int | Literal["host", "last"] = "last"
-        card_of = plan.card_of() if plan else place_by_weight(weigh_layers(model, self.layers)[0], topology)
-        self._place(card_of)
-        optimizer_state.follow(model.parameters())
+        self._weights_before = WeightsBefore(model)
 
     @property
     def model(self) -> nn.Module:
@@ -98,7 +97,32 @@ class Pooled:
         assert model is not None, "a pooled forward outlives no model"
         return model
 
-    def install(self) -> None:
+    def start(self, call: Call | None) -> None:
+        """Place the weights, prepare with a first batch if there is one, and take the place of the model's forward.
+
+        Raises:
+            Exception: what went wrong; the model is then as it was, on the devices it came from.
+        """
+        try:
+            self._guarded(lambda: self._place_first(call))
+        except BaseException:
+            self._remove_hooks()
+            self._weights_before.restore()
+            raise
+        optimizer_state.follow(self.model.parameters())
+        self._install()
+
+    def _place_first(self, call: Call | None) -> None:
+        if self.plan is not None:
+            self._place(self._checked(self.plan).card_of())
+        else:
+            self._place(
+                place_by_weight(weigh_layers(self.model, self.layers)[0], self.topology), or_not=call is not None
+            )
+        if call is not None:
+            self.prepare(call)
+
+    def _install(self) -> None:
         """From now on the model's forward is this one; its signature stays, and so do hooks on the model."""
 
         @functools.wraps(self._original)
@@ -129,18 +153,26 @@ class Pooled:
                 torch.get_device_module(device).reset_peak_memory_stats(device)
 
     def _measure(self, call: Call) -> Measured:
-        for handle in self._handles:  # the probe brings its own
-            handle.remove()
+        """Profile on the cards; if the weights or one layer's work do not fit there, where the model came from."""
+        try:
+            return self._measure_here(call, lambda: Aliases(self.placement, learning=True).in_place())
+        except torch.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)
+        self._weights_before.restore()
+        return self._measure_here(call, nullcontext)
+
+    def _measure_here(self, call: Call, in_place: Callable[[], AbstractContextManager[None]]) -> Measured:
+        self._remove_hooks()  # the probe brings its own
         try:
             return measure(
                 self.model,
                 self._original,
                 self.layers,
-                self._on_first_card(call),
+                to_layer(self.layers[0].module, call) if self.layers else call,
                 batch_size=batch_size_of(call, self.options.batch_dim) or 1,
                 gathered=self._card_of_outputs(call) != "host",
                 threads=self._threads_per_lane(),
-                in_place=lambda: Aliases(self.placement, learning=True).in_place(),
+                in_place=in_place,
             )
         finally:
             self._handles = hook_layers(self.layers, to_layer)
@@ -184,11 +216,16 @@ class Pooled:
         self.plan = plan
         self._path = call_path(profile.calls, plan.card_of()) or (self.placement.first_card,)
 
-    def _place(self, card_of: dict[str, int]) -> None:
-        for handle in self._handles:
-            handle.remove()
+    def _place(self, card_of: dict[str, int], *, or_not: bool = False) -> None:
+        """Layers to cards. With `or_not` weights that do not fit stay behind: a plan will say what is missing."""
+        self._remove_hooks()
         self.placement = Placement(self.model, self.layers, card_of, self.devices)
-        self.placement.apply()
+        try:
+            self.placement.apply()
+        except torch.OutOfMemoryError:
+            if not or_not:
+                raise
+            self._weights_before.restore()
         self._handles = hook_layers(self.layers, to_layer)
         forward = self._original
         self.machine = Machine(self.placement, forward, self._threads_per_lane())
@@ -217,7 +254,7 @@ class Pooled:
             self._adopt(self._decide(profile, why_not_split=verdict.why_not), profile)
 
     def _verdict(self, call: Call) -> Verdict:
-        form = form_of(self.model, call)
+        form = form_of(self.model, call, self.options.batch_dim)
         if form not in self._verdicts:
             self._verdicts[form] = self._judge(call)
         return self._verdicts[form]
@@ -305,8 +342,7 @@ class Pooled:
 
     def _on_first_card(self, call: Call) -> Call:
         device = self.devices[self.placement.first_card]
-        with blamed_on(self.placement.first_card):
-            moved: Call = map_tensors(call, lambda tensor: tensor.to(device))
+        moved: Call = map_tensors(call, lambda tensor: tensor.to(device))
         return moved
 
     def _output_device(self, call: Call) -> torch.device | None:
@@ -327,7 +363,7 @@ class Pooled:
             raise self._explained(error) from None  # no local name: a frame that holds its own error is never freed
 
     def _explained(self, error: torch.OutOfMemoryError) -> OutOfMemoryError:
-        card: int | None = getattr(error, "card", None)
+        card = card_named_in(error, self.devices)
         device = None if card is None else self.devices[card]
         states = optimizer_state.state_nbytes(self.model.parameters())
         return explained(
@@ -346,8 +382,7 @@ class Pooled:
             hints.insert(1, f"more micro-batches than {self.plan.micro_batches} (smaller workspace)")
         return hints
 
-    def close(self) -> None:
-        """Remove the hooks; the model's own forward runs again, on the cards its layers are on."""
+    def _remove_hooks(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

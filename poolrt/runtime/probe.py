@@ -11,8 +11,9 @@ buffers and generators are put back by the caller.
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,15 +37,42 @@ class _Measured:
     """One call while it is measured; see CallFacts for the meaning of the fields."""
 
     layer: str
+    alike: Hashable = None
+    """layers with the same key have the same structure, so the same work"""
     forward_s: float = 0.0
     backward_s: float = 0.0
+    glue_s: float = 0.0
     saved_nbytes: int = 0
     forward_workspace_nbytes: int = 0
     backward_workspace_nbytes: int = 0
     output_nbytes: int = 0
 
     def facts(self) -> CallFacts:
-        return CallFacts(**vars(self))
+        return CallFacts(
+            layer=self.layer,
+            forward_s=self.forward_s + self.glue_s,
+            backward_s=self.backward_s,
+            saved_nbytes=self.saved_nbytes,
+            forward_workspace_nbytes=self.forward_workspace_nbytes,
+            backward_workspace_nbytes=self.backward_workspace_nbytes,
+            output_nbytes=self.output_nbytes,
+        )
+
+
+def _settle(calls: Sequence[_Measured]) -> None:
+    """Give layers of the same structure the same seconds, the median: a busy machine must not tilt the plan."""
+    groups: dict[Hashable, list[_Measured]] = {}
+    for call in calls:
+        groups.setdefault(call.alike, []).append(call)
+    for group in groups.values():
+        forward_s = statistics.median(call.forward_s for call in group)
+        backward_s = statistics.median(call.backward_s for call in group)
+        for call in group:
+            call.forward_s, call.backward_s = forward_s, backward_s
+
+
+def _structure(module: nn.Module) -> Hashable:
+    return type(module), tuple((name, tuple(p.shape), p.dtype) for name, p in module.named_parameters())
 
 
 @dataclass
@@ -108,6 +136,7 @@ class _ProbeWalker:
                 self._begin_segment()
                 output = forward(*call[0], **call[1])
                 self._end_glue()
+                _settle(self.calls)
                 self._backward_of_glue(output)
         finally:
             current.walker = None
@@ -116,7 +145,7 @@ class _ProbeWalker:
     def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._end_glue()
         (args, kwargs), self._inputs = _cut(self._move(layer, (args, kwargs)))
-        self.calls.append(_Measured(self._names[layer]))
+        self.calls.append(_Measured(self._names[layer], _structure(layer)))
         for tensor in self._inputs:
             self._saved.count(tensor)
         self._begin_segment()
@@ -150,7 +179,7 @@ class _ProbeWalker:
         if not self.calls:
             return
         measured = self.calls[-1]
-        measured.forward_s += time.perf_counter() - self._started
+        measured.glue_s += time.perf_counter() - self._started
         measured.saved_nbytes += self._saved.nbytes - self._saved_before
         peak = self._watch.peak - max(self._watch.live_nbytes(), self._live_before)
         measured.forward_workspace_nbytes = max(measured.forward_workspace_nbytes, peak)

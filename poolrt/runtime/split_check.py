@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from poolrt.runtime.closeness import is_close
 from poolrt.runtime.merge_rule import rule_of
 from poolrt.runtime.merge_weights import CannotMergeError, counts_add_up
 from poolrt.runtime.microbatch import Call, OutputRule, batch_size_of, gather, scatter
@@ -19,11 +20,6 @@ from poolrt.runtime.model_state import GeneratorStates, ModelState, state_restor
 from poolrt.runtime.no_dropout import no_dropout
 from poolrt.runtime.step import Machine, Orders, Step
 from poolrt.runtime.trees import Leaf, Tree
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""largest difference of an output, relative to its largest value, that reordered sums explain"""
-SCALAR_TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-"""the same for losses"""
 
 
 @dataclass(frozen=True)
@@ -58,29 +54,42 @@ def _check(machine: Machine, call: Call, orders: dict[int, Orders], micro_batche
     model = machine.placement.model
     with state_restored(model, machine.devices), torch.no_grad(), no_dropout(model):
         before, generators = ModelState(model), GeneratorStates(machine.devices)
-        (whole,) = _run(machine, [call], orders[1])
+        whole = _run(machine, [call], orders[1])
+        if isinstance(whole, str):  # it may want gradients; if the batch is at fault, its own run will say so
+            return Verdict(why_not=f"its forward does not run without gradients: {whole}")
         drawn = GeneratorStates(machine.devices).first_difference(generators)
         if drawn:
             return Verdict(why_not=f"its forward draws random numbers from {drawn} (besides dropout)")
         after_whole = ModelState(model)
         before.restore()
         parts = _run(machine, scatter(call, micro_batches, batch_dim), orders[micro_batches])
+        if isinstance(parts, str):
+            return Verdict(why_not=f"a part of the batch alone fails: {parts}")
         changed = ModelState(model).changes_since(after_whole)
         if changed:
             return Verdict(
                 why_not=f"{changed!r} is changed in forward, and differently by the whole batch than by its parts"
             )
-        return _compare(whole, parts, batch_dim)
+        return _compare(whole[0], parts, batch_dim)
 
 
-def _run(machine: Machine, parts: Sequence[Call], order: Orders) -> list[Tree]:
+def _run(machine: Machine, parts: Sequence[Call], order: Orders) -> list[Tree] | str:
+    """The outputs of the parts, or the first line of the error that one of them raised."""
     watching = replace(machine, watch_all=True)  # shares the set of watched layers, which this run fills
-    return Step(watching, parts, order, {}).run_forward()
+    try:
+        return Step(watching, parts, order, {}).run_forward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _compare(whole: Tree, parts: Sequence[Tree], batch_dim: int) -> Verdict:
     if any(len(part.leaves) != len(whole.leaves) for part in parts):
         return Verdict(why_not="the parts return another number of tensors than the whole batch")
+    for part in parts:
+        if (path := whole.difference(part)) is not None:
+            return Verdict(why_not=f"output {path!r} is no tensor, and differs between the whole batch and its parts")
     rules = []
     for index, leaf in enumerate(whole.leaves):
         rule = _find_rule(leaf, [part.leaves[index] for part in parts], batch_dim)
@@ -132,18 +141,6 @@ def _adds_up(whole: Tensor, parts: Sequence[Tensor], dim: int) -> bool:
         all(part.dim() == whole.dim() and others(part) == others(whole) for part in parts)
         and sum(part.shape[dim] for part in parts) == whole.shape[dim]
     )
-
-
-def is_close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors differ only as reordered sums do."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if not (a.is_floating_point() or a.is_complex()):
-        return torch.equal(a, b)
-    tolerance = (SCALAR_TOLERANCE if a.dim() == 0 else TOLERANCE).get(a.dtype, 2e-4)
-    finite = b[torch.isfinite(b)]
-    scale = float(finite.abs().max()) if finite.numel() else 0.0
-    return torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True)
 
 
 def _difference(a: Tensor, b: Tensor) -> str:

@@ -1,10 +1,11 @@
 """Tensors inside nested values: what a model takes and returns.
 
-    {"loss": t0, "cache": Cache(layers=[Layer(keys=t1)])}   ->   [Leaf("loss", t0), Leaf("cache.layers.0.keys", t1)] + a way back
+    {"loss": t0, "cache": Cache(layers=[Layer(keys=t1)])}
+        ->  [Leaf("loss", t0), Leaf("cache.layers.0.keys", t1)] and a way back
 
 Tuples, lists, dicts, named tuples and dataclasses (transformers' ModelOutput among them) are containers. Other objects
 that hold tensors (key-value caches) are state: walked only where asked, because a model may change them in place and
-must then be given the very object. Everything else is a constant.
+must then be given the very object. Everything else is a constant: it goes through as it is.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -56,6 +59,8 @@ class Tree:
     rebuild_from: Rebuild
     has_state: bool
     """whether an object was met that is neither container nor constant: a cache, say"""
+    constants: tuple[tuple[str, Any], ...] = ()
+    """(path, value) of what is no tensor"""
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -66,12 +71,22 @@ class Tree:
         """The value with `tensors` in place of its own, in the same order."""
         return self.rebuild_from(iter(tensors))
 
+    def difference(self, other: Tree) -> str | None:
+        """The first path at which the values differ, apart from what their tensors hold; None if they do not."""
+        for ours, theirs in zip_longest(self.leaves, other.leaves):
+            if ours is None or theirs is None or ours.path != theirs.path:
+                return str((ours or theirs).path)
+        for ours, theirs in zip_longest(self.constants, other.constants):
+            if ours is None or theirs is None or ours[0] != theirs[0] or not _equal(ours[1], theirs[1]):
+                return str((ours or theirs)[0])
+        return None
+
 
 def flatten(value: Any, *, into_state: bool = False) -> Tree:
     """Take `value` apart; with `into_state` also the objects in it that are no plain containers."""
     walk = _Walk(into_state)
     rebuild = walk.visit(value, "")
-    return Tree(tuple(walk.leaves), rebuild, walk.has_state)
+    return Tree(tuple(walk.leaves), rebuild, walk.has_state, tuple(walk.constants))
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -86,6 +101,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 class _Walk:
     def __init__(self, into_state: bool) -> None:
         self.leaves: list[Leaf] = []
+        self.constants: list[tuple[str, Any]] = []
         self.has_state = False
         self._into_state = into_state
         self._state_depth = 0
@@ -95,7 +111,9 @@ class _Walk:
         if isinstance(value, Tensor):
             self.leaves.append(Leaf(path, value, self._state_depth > 0))
             return next
-        if isinstance(value, _NEVER_WALKED) or id(value) in self._open:
+        if isinstance(value, _NEVER_WALKED):
+            return self._constant(value, path)
+        if id(value) in self._open:
             return lambda _tensors: value
         self._open.add(id(value))
         try:
@@ -112,7 +130,7 @@ class _Walk:
             names = [field.name for field in dataclasses.fields(value)]
             return self._object(value, {name: getattr(value, name) for name in names}, path)
         if callable(value) or not hasattr(value, "__dict__"):
-            return lambda _tensors: value
+            return self._constant(value, path)
         self.has_state = True
         if not self._into_state:
             return lambda _tensors: value
@@ -121,6 +139,10 @@ class _Walk:
             return self._object(value, vars(value), path)
         finally:
             self._state_depth -= 1
+
+    def _constant(self, value: Any, path: str) -> Rebuild:
+        self.constants.append((path, value))
+        return lambda _tensors: value
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Rebuild:
         parts = {key: self.visit(part, _join(path, key)) for key, part in value.items()}
@@ -131,9 +153,11 @@ class _Walk:
                 return filled
             if dataclasses.is_dataclass(value):  # transformers' ModelOutput: attributes and items must agree
                 return type(value)(**filled)
+            if not isinstance(value, MutableMapping):
+                return type(value)(filled)  # type: ignore[call-arg]
             new = copy.copy(value)
             for key, part in filled.items():
-                new[key] = part  # type: ignore[index]
+                new[key] = part
             return new
 
         return rebuild
@@ -160,6 +184,18 @@ class _Walk:
             return new
 
         return rebuild
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two constants are the same; those that cannot be compared are not."""
+    if a is b:
+        return True
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
+        return True
+    try:
+        return type(a) is type(b) and bool(a == b)
+    except Exception:
+        return False
 
 
 def _join(path: str, key: Any) -> str:

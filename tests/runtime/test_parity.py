@@ -62,7 +62,9 @@ def assert_outputs_agree(expected: Any, actual: Any, tolerance: float) -> None:
 
 def assert_parameters_agree(expected: nn.Module, actual: nn.Module, tolerance: float, *, gradients: bool) -> None:
     pairs = list(zip(expected.named_parameters(), actual.parameters(), strict=True))
-    values = [(name, p.grad if gradients else p.detach(), q.grad if gradients else q.detach()) for (name, p), q in pairs]
+    values = [
+        (name, p.grad if gradients else p.detach(), q.grad if gradients else q.detach()) for (name, p), q in pairs
+    ]
     scale = max(value.abs().max().item() for _, value, _ in values if value is not None)
     for name, theirs, ours in values:
         assert (theirs is None) == (ours is None), name
