@@ -4,7 +4,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolrt.errors import ConfigurationError
@@ -80,9 +80,9 @@ class Simulator:
 
     def forward(self, micro_batch, index):
         call, share = self.profile.calls[index], self.shares[micro_batch]
-        if index and self.where[index - 1] != self.card:
-            crossed = self.profile.calls[index - 1].output_nbytes
-            self.ledger.put(("activation", micro_batch, index, "crossed"), crossed * share)
+        if index:
+            read = self.profile.calls[index - 1].output_nbytes
+            self.ledger.put(("activation", micro_batch, index, "read"), read * share)
         self.ledger.note(call.forward_workspace_nbytes * share)
         self.ledger.put(("activation", micro_batch, index, "saved"), call.saved_nbytes * share)
         if index == len(self.profile.calls) - 1:
@@ -152,12 +152,12 @@ def test_the_prediction_is_what_a_ledger_would_show(profiles, data):
         assert predicted[card].total == simulator.run()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None)
 @given(data=st.data())
 def test_interleaved_visits_differ_by_one_temporary_gradient_at_most(profiles, data):
     profile, card_of, choices, _ = data.draw(placed(profiles, ties=False))
     path = call_path(profile.calls, card_of)
-    assume(len(path) > len(set(path)))
+    choices["micro_batches"] = data.draw(st.sampled_from([m for m in range(1, 7) if profile.batch_size % m == 0]))
     forward = gpipe_order(path, choices["micro_batches"])
     backward = gpipe_order(path[::-1], choices["micro_batches"], phase="B")
     predicted = predict_cards(profile, card_of, 3, **choices, output_card=None)
@@ -217,17 +217,18 @@ def test_one_micro_batch_of_a_chain_by_hand(make_chain):
 def test_the_breakdown_is_that_of_the_highest_moment(make_chain):
     light = make_chain(blocks=2, weight=2 * MIB, saved_nbytes=80 * MIB)
     predicted = MemoryModel(light, micro_batches=1, optimizer="adamw").peak(range(2), gathers=False)
-    # The second block goes back first: everything is still saved, and only its own gradient is there.
+    # The second block goes back first: everything is still there (also the MiB it reads), and only its own gradient.
     assert predicted == PredictedBytes(
-        weights=4 * MIB, gradients=2 * MIB, optimizer=8 * MIB, activations=160 * MIB, workspace=3 * MIB
+        weights=4 * MIB, gradients=2 * MIB, optimizer=8 * MIB, activations=161 * MIB, workspace=3 * MIB
     )
 
 
 def test_forward_is_highest_in_the_last_micro_batch(make_chain):
     profile = make_chain(blocks=2, weight=MIB, forward_workspace_nbytes=64 * MIB, backward_workspace_nbytes=0)
     predicted = MemoryModel(profile, micro_batches=4, optimizer="sgd").peak(range(2), gathers=False)
-    # Three micro-batches have saved 2 x 2 MiB each, the last one 2 MiB of its first block: its second block runs.
-    assert predicted == PredictedBytes(weights=2 * MIB, activations=14 * MIB, workspace=16 * MIB)
+    # The second block of the last micro-batch runs. All four have saved 2 MiB of the first block, and 1/4 MiB that the
+    # second reads; three have saved 2 MiB of the second.
+    assert predicted == PredictedBytes(weights=2 * MIB, activations=(4 * 2 + 1 + 3 * 2) * MIB, workspace=16 * MIB)
 
 
 def test_a_tied_parameter_is_held_twice_only_on_two_cards():
