@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 import poolrt
@@ -28,5 +30,16 @@ def make_cards(count: int, memory: str, *, cuda: bool) -> poolrt.Topology:
 
 def synchronize(topology: poolrt.Topology) -> None:
     """Waits until the cards have done what they were given."""
-    if topology.cards[0].device.startswith("cuda"):
+    if _on_gpu(topology):
         torch.cuda.synchronize()
+
+
+def forget(topology: poolrt.Topology) -> None:
+    """Gives back what the last trial held, its reference cycles and the GPU allocator's cache included."""
+    gc.collect()
+    if _on_gpu(topology):
+        torch.cuda.empty_cache()
+
+
+def _on_gpu(topology: poolrt.Topology) -> bool:
+    return topology.cards[0].device.startswith("cuda")

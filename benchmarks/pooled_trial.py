@@ -6,14 +6,13 @@ python benchmarks/pooled_trial.py --model bert-small --cards 2 --card-memory 192
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from cards import make_cards, synchronize
+from cards import forget, make_cards, synchronize
 from searching import largest_that_works
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
@@ -87,7 +86,7 @@ class Trial:
         except torch.OutOfMemoryError:
             return False
         finally:
-            gc.collect()
+            forget(self._topology)
         return True
 
     def _train(self, batch_size: int) -> None:
