@@ -5,7 +5,7 @@ from poolrt.errors import PoolrtError
 from poolrt.planning.plan import Plan
 from poolrt.reporting import Report
 from poolrt.runtime.out_of_memory import OutOfMemoryError
-from poolrt.runtime.pooled import SplitWarning
+from poolrt.runtime.splitting import SplitWarning
 from poolrt.topology.topology import Card, Link, Topology
 
 __version__ = "0.1.0"

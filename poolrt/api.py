@@ -44,7 +44,8 @@ def discover() -> Topology:
     if found.cards:
         return found
     warnings.warn(
-        f"poolrt: no CUDA GPU found; using {DEFAULT_VIRTUAL_CARDS} virtual cards of {DEFAULT_VIRTUAL_MEMORY} on the CPU. "
+        f"poolrt: no CUDA GPU found; using {DEFAULT_VIRTUAL_CARDS} virtual cards of {DEFAULT_VIRTUAL_MEMORY} on the "
+        "CPU. "
         "Choose others with poolrt.virtual(cards=..., memory=...) or POOLRT_CARDS=virtual:2x4GiB.",
         stacklevel=2,
     )
@@ -206,7 +207,7 @@ def report(model: nn.Module) -> Report:
     pooled = pooled_of(model)
     if pooled is None or pooled.plan is None:
         raise ModelError(f"{type(model).__name__} is not sharded or has seen no batch: nothing to report yet")
-    return make_report(pooled.plan, pooled.devices, pooled.history.step_s)
+    return make_report(pooled.plan, pooled.devices, pooled.step_s)
 
 
 def _check_model(model: nn.Module) -> None:
@@ -229,7 +230,8 @@ def _check_plan(plan: Plan, model: nn.Module, topology: Topology) -> None:
         )
     if plan.topology != topology.fingerprint():
         raise PlanError(
-            f"the plan was made for another topology (fingerprint {plan.topology}, this one has {topology.fingerprint()})"
+            f"the plan was made for another topology (fingerprint {plan.topology}, this one has "
+            f"{topology.fingerprint()})"
         )
     if not plan.feasible:
         raise PlanError(f"the plan does not fit its cards: {plan.reason}")

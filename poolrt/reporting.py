@@ -55,8 +55,8 @@ class Report:
         text = io.StringIO()
         Console(file=text, width=110).print(table)
         measured_step = "not measured" if self.measured_step_s is None else format_seconds(self.measured_step_s)
-        step = f"step (forward + backward): predicted {format_seconds(self.plan.predicted_step_s)}, measured {measured_step}"
-        return f"{text.getvalue()}{step}"
+        predicted_step = format_seconds(self.plan.predicted_step_s)
+        return f"{text.getvalue()}step (forward + backward): predicted {predicted_step}, measured {measured_step}"
 
 
 def make_report(plan: Plan, devices: Sequence[torch.device], step_s: Sequence[float]) -> Report:

@@ -34,7 +34,7 @@ def _parse_text(text: str) -> int:
     match = _SIZE.fullmatch(text)
     scale = match and {**_BINARY, **_DECIMAL}.get(match["unit"].lower())
     if not match or not scale:
-        raise ConfigurationError(f"cannot read {text!r} as a size; write a number with KiB, MiB, GiB, TiB, KB, MB or GB")
+        raise ConfigurationError(f"cannot read {text!r} as a size; write a number and KiB, MiB, GiB, TiB, MB or GB")
     return int(float(match["number"]) * scale)
 
 

@@ -49,7 +49,7 @@ def _bytes_by_card() -> dict[int, int]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """One thread for torch's operations: the same number as a lane has on a small machine, so sums have the same order."""
+    """One thread for torch's operations, as a lane has on a small machine: sums then have the same order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -77,7 +78,8 @@ def bert(layers: int = 4, **options: Any) -> nn.Module:
 
     settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **options}
     config = BertConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=64, **settings
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=64,
+        **settings,
     )  # fmt: skip
     return BertForMaskedLM(config)
 
@@ -115,8 +117,8 @@ def vit() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
-        hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=16, patch_size=4,
-        num_labels=5, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=16,
+        patch_size=4, num_labels=5, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     return ViTForImageClassification(config)
 
@@ -168,9 +170,7 @@ class Perceptron(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         sizes = [16, 32, 24, 32, 8]
-        self.layers = nn.Sequential(
-            *(part for i, o in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(i, o), nn.Tanh()))
-        )
+        self.layers = nn.Sequential(*(part for i, o in pairwise(sizes) for part in (nn.Linear(i, o), nn.Tanh())))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)

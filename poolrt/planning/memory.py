@@ -96,6 +96,7 @@ class MemoryModel:
             weights=weights + copies,
             inputs=profile.input_nbytes if self._call_layers[0] in held else 0,
             outputs=profile.output_nbytes if self._call_layers[-1] in held else 0,
+            outputs_go_first=profile.returns_loss,
             gathered=profile.gathered_nbytes if gathers and len(self._sizes) > 1 else 0,
             calls=tuple(self._trained_calls(held) if self._cost.trains else self._untrained_calls(held)),
             gradients=tuple(self._gradients(held)) if self._cost.trains else (),
@@ -137,14 +138,27 @@ class MemoryModel:
             call, layer = self._profile.calls[index], self._call_layers[index]
             total += self._profile.calls[index - 1].output_nbytes if index else 0
             before, total = total, total + call.saved_nbytes
-            yield HeldCall(layer, before, total, call.forward_workspace_nbytes, call.backward_workspace_nbytes)
+            yield HeldCall(
+                layer=layer,
+                before=before,
+                after=total,
+                forward_workspace=call.forward_workspace_nbytes,
+                backward_workspace=call.backward_workspace_nbytes,
+                glue_saved=call.glue_saved_nbytes,
+                glue_workspace=call.glue_workspace_nbytes,
+            )
 
     def _untrained_calls(self, held: frozenset[int]) -> Iterator[HeldCall]:
         """Without backward a call holds what it reads and what it makes, and leaves nothing."""
         for index in self._calls_on(held):
             call = self._profile.calls[index]
             read = self._profile.calls[index - 1].output_nbytes if index else 0
-            yield HeldCall(self._call_layers[index], read + call.output_nbytes, 0, call.forward_workspace_nbytes, 0)
+            yield HeldCall(
+                layer=self._call_layers[index],
+                before=read + call.output_nbytes,
+                after=0,
+                forward_workspace=call.forward_workspace_nbytes,
+            )
 
 
 def predict_cards(

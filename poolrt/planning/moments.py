@@ -42,7 +42,10 @@ class HeldCall(NamedTuple):
     after: int
     """what is held when its forward is done"""
     forward_workspace: int
-    backward_workspace: int
+    backward_workspace: int = 0
+    glue_saved: int = 0
+    """the part of `after` that the glue holds: its backward comes first and frees it"""
+    glue_workspace: int = 0
 
 
 class Gradient(NamedTuple):
@@ -52,6 +55,15 @@ class Gradient(NamedTuple):
     largest: int
     """the biggest of them: it exists twice while more is added to it"""
     layers: frozenset[int]
+
+
+class _Gradients(NamedTuple):
+    """Gradients on the card around one call's backward, in bytes."""
+
+    before: int
+    after: int
+    temporary: int
+    """what exists twice while it is added"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +78,8 @@ class CardStep:
     """the batch itself, if the first call is here"""
     outputs: int
     """each micro-batch's outputs, if the last call is here"""
+    outputs_go_first: bool = False
+    """whether a micro-batch's outputs are gone when its backward begins, or only when it ends"""
     gathered: int
     """the whole outputs, if they are put together here"""
     calls: tuple[HeldCall, ...]
@@ -101,7 +115,7 @@ class CardStep:
         by_layer: dict[int, list[int]] = {call.layer: [] for call in self.calls}
         for index, gradient in enumerate(self.gradients):
             for layer in gradient.layers:
-                by_layer.setdefault(layer, []).append(index)  # a layer may hold a tied weight and never be called
+                by_layer[layer].append(index)
         yield from self._walk_back(self.sizes[0], 0, self._first_gradients(by_layer))
         settled = self._settled_gradients(by_layer)
         starts = list(accumulate(self.sizes, initial=0))
@@ -109,8 +123,8 @@ class CardStep:
         for size, start in first_of_size.items():
             yield from self._walk_back(size, start, settled)
 
-    def _first_gradients(self, by_layer: dict[int, list[int]]) -> list[tuple[int, int]]:
-        """(gradients, temporary) at each call of the first micro-batch, which makes the gradients as it goes back.
+    def _first_gradients(self, by_layer: dict[int, list[int]]) -> list[_Gradients]:
+        """Gradients at each call of the first micro-batch, which makes them as it goes back.
 
         Where one is there already (a layer called again, a tied weight), more is added to it from a temporary.
         """
@@ -119,22 +133,25 @@ class CardStep:
         for call in reversed(self.calls):
             mine = by_layer[call.layer]
             temporary = max((self.gradients[index].largest for index in mine if index in there), default=0)
-            total += sum(self.gradients[index].nbytes for index in mine if index not in there)
+            made = sum(self.gradients[index].nbytes for index in mine if index not in there)
+            states.append(_Gradients(before=total, after=total + made, temporary=temporary))
+            total += made
             there.update(mine)
-            states.append((total, temporary))
         return states[::-1]
 
-    def _settled_gradients(self, by_layer: dict[int, list[int]]) -> list[tuple[int, int]]:
-        """(gradients, temporary) at each call of any later micro-batch: all are there, more is added."""
+    def _settled_gradients(self, by_layer: dict[int, list[int]]) -> list[_Gradients]:
+        """Gradients at each call of any later micro-batch: all are there, more is added."""
         whole = sum(gradient.nbytes for gradient in self.gradients)
         largest = {layer: max(self.gradients[index].largest for index in mine) for layer, mine in by_layer.items()}
-        return [(whole, largest[call.layer]) for call in self.calls]
+        return [_Gradients(before=whole, after=whole, temporary=largest[call.layer]) for call in self.calls]
 
-    def _walk_back(self, size: int, start: int, gradients: list[tuple[int, int]]) -> Iterator[Moment]:
-        """Backward of one micro-batch of `size` samples that begins at sample `start`."""
+    def _walk_back(self, size: int, start: int, gradients: list[_Gradients]) -> Iterator[Moment]:
+        """Backward of one micro-batch of `size` samples from sample `start` on: of each call the glue, then the layer."""
         batch = self.batch_size
         weights = self.weights * batch
-        base = (self.inputs + self.gathered) * batch + self.kept * (batch - start - size) + self.outputs * size
-        for call, (present, temporary) in zip(self.calls, gradients, strict=True):
-            workspace = call.backward_workspace * size + temporary * batch
-            yield Moment(weights, present * batch, base + call.after * size, workspace)
+        base = (self.inputs + self.gathered) * batch + self.kept * (batch - start - size)
+        base += 0 if self.outputs_go_first else self.outputs * size
+        for call, state in zip(self.calls, gradients, strict=True):
+            yield Moment(weights, state.before * batch, base + call.after * size, call.glue_workspace * size)
+            held = base + (call.after - call.glue_saved) * size
+            yield Moment(weights, state.after * batch, held, call.backward_workspace * size + state.temporary * batch)

@@ -48,9 +48,13 @@ class CallFacts:
     forward_workspace_nbytes: int
     """peak during forward, above what is kept"""
     backward_workspace_nbytes: int
-    """peak during backward, above what was kept before it; gradients of parameters are not counted"""
+    """peak during the layer's own backward, above what was kept before it; gradients of parameters are not counted"""
     output_nbytes: int
     """what the next call reads: kept on that call's card until its backward, and copied there if it is another"""
+    glue_saved_nbytes: int = 0
+    """the part of saved_nbytes that the glue keeps: it is free when the layer's own backward begins"""
+    glue_workspace_nbytes: int = 0
+    """peak during the glue's backward, above what was kept before it; the layer's own gradients do not exist yet"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,8 @@ class Profile:
     """whole outputs, put together from the micro-batches on the card they are returned on"""
     output_nbytes: int = 0
     """the same outputs as the micro-batches hold them, until backward"""
+    returns_loss: bool = False
+    """backward starts from a loss among the outputs, and the others go when it begins; else they stay until it ends"""
 
     def layer(self, name: str) -> LayerFacts:
         """The layer called `name`."""
@@ -96,6 +102,8 @@ def _scaled(call: CallFacts, ratio: float) -> CallFacts:
         forward_workspace_nbytes=round(call.forward_workspace_nbytes * ratio),
         backward_workspace_nbytes=round(call.backward_workspace_nbytes * ratio),
         output_nbytes=round(call.output_nbytes * ratio),
+        glue_saved_nbytes=round(call.glue_saved_nbytes * ratio),
+        glue_workspace_nbytes=round(call.glue_workspace_nbytes * ratio),
     )
 
 

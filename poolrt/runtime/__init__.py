@@ -1,0 +1,1 @@
+"""Doing it: lanes over cards, from a planned placement to one step of training."""

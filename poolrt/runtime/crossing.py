@@ -25,12 +25,14 @@ class Crossings:
         self.copied_nbytes = 0
 
     def find(self, tensor: Tensor, device: torch.device) -> Tensor | None:
-        """The copy of `tensor` on `device` made earlier, if the tensor has not changed since."""
-        return self._known(tensor).get(device)
+        """The copy of `tensor` on `device` made earlier, if the tensor has not changed since and the copy will do."""
+        copy = self._known(tensor).get(device)
+        return copy if copy is not None and _serves(copy, tensor) else None
 
     def latest(self, tensor: Tensor) -> Tensor:
         """The last copy made of `tensor`, or itself: what a further copy starts from."""
-        return next(reversed(self._known(tensor).values()), tensor)
+        copies = reversed(self._known(tensor).values())
+        return next((copy for copy in copies if _serves(copy, tensor)), tensor)
 
     def _known(self, tensor: Tensor) -> dict[torch.device, Tensor]:
         source, copies = self._copies.get(_key(tensor), (None, {}))
@@ -78,6 +80,13 @@ class Crossings:
                 crossings._copies.pop(key, None)
 
         return forget
+
+
+def _serves(copy: Tensor, tensor: Tensor) -> bool:
+    """Not so a copy made under no_grad or inference mode, once gradients are wanted."""
+    lost_gradient = torch.is_grad_enabled() and tensor.requires_grad and not copy.requires_grad
+    lost_autograd = copy.is_inference() and not tensor.is_inference() and not torch.is_inference_mode_enabled()
+    return not lost_gradient and not lost_autograd
 
 
 def _key(tensor: Tensor) -> tuple[int, int]:

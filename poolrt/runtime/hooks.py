@@ -20,7 +20,7 @@ def hook_layers(layers: Iterable[Layer], move: Mover) -> list[RemovableHandle]:
 
     Args:
         layers: where.
-        move: `(layer's module, value) -> value` on the layer's device, for a layer called outside a forward of the model.
+        move: `(layer's module, value) -> value` on the layer's device, for a layer called outside the model's forward.
     """
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

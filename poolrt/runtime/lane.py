@@ -71,7 +71,7 @@ class Lane:
         self._admission = None
 
     def work(self, body: Callable[[Lane], None]) -> None:
-        """Do one phase's work and leave the turnstile; an out-of-memory error is marked with the card it happened on."""
+        """Do one phase's work and leave the turnstile; an out-of-memory error is marked with its card."""
         try:
             body(self)
         except torch.OutOfMemoryError as error:
@@ -125,7 +125,7 @@ class Lane:
         return self.crossings.move(tensor, device, hopped)
 
     def _hopped(self, tensors: list[Tensor], came_from: int, device: torch.device) -> dict[int, Tensor]:
-        """By index: the tensors that need a gradient, passed through one hop; what crossed before goes no second time."""
+        """By index: the tensors that need a gradient, passed through one hop; what crossed before is left out."""
         if not torch.is_grad_enabled():
             return {}
         one_device = self._devices[came_from] == device  # logical cards of one GPU

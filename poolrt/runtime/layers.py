@@ -47,7 +47,32 @@ def find_layers(model: nn.Module, at_least: int) -> list[Layer]:
             visit(child, f"{name}.{child_name}" if name else child_name, long_chain)
 
     visit(model, "", False)
-    return layers
+    return _without_shared_modules(layers)
+
+
+def _without_shared_modules(layers: list[Layer]) -> list[Layer]:
+    """Two layers that hold one module cannot both have it on their card: they are opened until it is a layer itself."""
+    while True:
+        holders = Counter(inner for layer in layers for inner in set(layer.module.modules()) if _has_parameters(inner))
+        sharing = [layer for layer in layers if any(holders[inner] > 1 for inner in set(layer.module.modules()))]
+        if not sharing:
+            return layers
+        parts = [part for layer in layers for part in (_split(layer, holders) if layer in sharing else [layer])]
+        layers = list({part.module: part for part in reversed(parts)}.values())[::-1]
+
+
+def _split(layer: Layer, holders: Counter[nn.Module]) -> list[Layer]:
+    """The layer itself if it is what others share, else its children."""
+    return [layer] if holders[layer.module] > 1 else opened(layer)
+
+
+def layers_named(model: nn.Module, names: Iterable[str]) -> list[Layer]:
+    """The layers of a plan made earlier.
+
+    Raises:
+        AttributeError: if the model has no module of such a name.
+    """
+    return [Layer(name, model.get_submodule(name)) for name in names]
 
 
 def opened(layer: Layer) -> list[Layer]:

@@ -1,4 +1,4 @@
-"""Dropout switched off for a while, with everything else as in training: BatchNorm still takes the batch's statistics."""
+"""Dropout switched off for a while, all else as in training: BatchNorm still takes the batch's statistics."""
 
 from __future__ import annotations
 

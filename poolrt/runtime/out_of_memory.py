@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
+from poolrt.runtime.optimizer_state import state_nbytes
+from poolrt.runtime.place import Placement
 from poolrt.units import format_nbytes
 
 
@@ -25,6 +29,63 @@ class OutOfMemoryError(torch.OutOfMemoryError):
     other_nbytes: int = 0
 
 
+class MemoryGuard:
+    """Turns torch's out-of-memory errors into explained ones, for one pooled model.
+
+    Args:
+        placement: where its weights are now.
+        hints: what would make it fit, asked for when needed.
+    """
+
+    def __init__(self, placement: Callable[[], Placement], hints: Callable[[], Sequence[str]]) -> None:
+        self._placement = placement
+        self._hints = hints
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Run `work`.
+
+        Raises:
+            OutOfMemoryError: where torch raised its own; with what fills the card and what would make it fit.
+        """
+        try:
+            return work()
+        except OutOfMemoryError:
+            raise
+        except torch.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)
+            raise self._explained(error) from None  # no local name: a frame that holds its own error is never freed
+
+    def _explained(self, error: torch.OutOfMemoryError) -> OutOfMemoryError:
+        placement = self._placement()
+        card = card_named_in(error, placement.devices)
+        first_line = str(error).splitlines()[0]
+        if card is None:
+            return OutOfMemoryError(first_line)
+        device = placement.devices[card]
+        free, total = torch.get_device_module(device).mem_get_info(device)
+        new = OutOfMemoryError("")
+        new.card = card
+        new.weights_nbytes = placement.weight_nbytes()[card]
+        new.gradients_nbytes = placement.gradient_nbytes()[card]
+        new.optimizer_nbytes = state_nbytes(placement.model.parameters()).get(device, 0)
+        known = new.weights_nbytes + new.gradients_nbytes + new.optimizer_nbytes
+        new.other_nbytes = max(0, total - free - known)
+        new.args = (_message(new, device, first_line, free, total, self._hints()),)
+        return new
+
+
+def _message(
+    error: OutOfMemoryError, device: torch.device, first_line: str, free: int, total: int, hints: Sequence[str]
+) -> str:
+    return (
+        f"card {error.card} ({device}) is out of memory: {first_line}\n"
+        f"Of its {format_nbytes(total)}, weights take {format_nbytes(error.weights_nbytes)}, gradients "
+        f"{format_nbytes(error.gradients_nbytes)}, optimizer state {format_nbytes(error.optimizer_nbytes)}, everything "
+        f"else {format_nbytes(error.other_nbytes)}; {format_nbytes(free)} are free for activations and workspace.\n"
+        f"What would make it fit: {'; '.join(hints)}."
+    )
+
+
 def card_named_in(error: torch.OutOfMemoryError, devices: Sequence[torch.device]) -> int | None:
     """The card a lane marked on `error`, else the one whose device the message names; None for the host."""
     marked: int | None = getattr(error, "card", None)
@@ -33,34 +94,3 @@ def card_named_in(error: torch.OutOfMemoryError, devices: Sequence[torch.device]
         return marked
     ordinals = [device.index for device in devices]
     return ordinals.index(int(named[1])) if int(named[1]) in ordinals else None
-
-
-def explained(
-    error: torch.OutOfMemoryError,
-    *,
-    card: int | None,
-    device: torch.device | None,
-    weights_nbytes: int,
-    gradients_nbytes: int,
-    optimizer_nbytes: int,
-    hints: Sequence[str],
-) -> OutOfMemoryError:
-    """`error` with the card's contents in its message and attributes."""
-    first_line = str(error).splitlines()[0]
-    if card is None or device is None:
-        return OutOfMemoryError(first_line)
-    free, total = torch.get_device_module(device).mem_get_info(device)
-    other = max(0, total - free - weights_nbytes - gradients_nbytes - optimizer_nbytes)
-    new = OutOfMemoryError(
-        f"card {card} ({device}) is out of memory: {first_line}\n"
-        f"Of its {format_nbytes(total)}, weights take {format_nbytes(weights_nbytes)}, gradients "
-        f"{format_nbytes(gradients_nbytes)}, optimizer state {format_nbytes(optimizer_nbytes)}, everything else "
-        f"{format_nbytes(other)}; with this step undone {format_nbytes(free)} are free for activations and workspace.\n"
-        f"What would make it fit: {'; '.join(hints)}."
-    )
-    new.card = card
-    new.weights_nbytes = weights_nbytes
-    new.gradients_nbytes = gradients_nbytes
-    new.optimizer_nbytes = optimizer_nbytes
-    new.other_nbytes = other
-    return new

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from poolrt.runtime.layers import Layer
+from poolrt.runtime.trees import map_tensors
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Placement:
         for module in self.model.modules():
             if module not in placed:
                 yield module, self.first_card
+
+    def to_first_card(self, value: Any) -> Any:
+        """`value`, a batch say, with its tensors on the card where the model begins."""
+        device = self.devices[self.first_card]
+        return map_tensors(value, lambda tensor: tensor.to(device))
 
     def slots(self) -> list[Slot]:
         """Every place where a parameter stands."""

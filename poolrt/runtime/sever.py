@@ -1,7 +1,7 @@
 """A tensor's values without its history, in a form that may still be changed in place.
 
-`detach()` and `view_as` make views; autograd forbids in-place changes of a view made inside a custom function, and of a
-leaf. User code does change outputs in place (`loss /= 4`, `hidden += residual`), so poolrt's own nodes hand out aliases.
+`detach()` and `view_as` make views; autograd forbids in-place changes of a view made inside a custom function, and of
+a leaf. User code does change outputs in place (`loss /= 4`, `hidden += residual`), so poolrt's nodes hand out aliases.
 """
 
 from __future__ import annotations

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from poolrt.runtime.closeness import is_close
+from poolrt.runtime.machine import Machine
 from poolrt.runtime.merge_rule import rule_of
 from poolrt.runtime.merge_weights import CannotMergeError, counts_add_up
 from poolrt.runtime.microbatch import Call, OutputRule, batch_size_of, gather, scatter
 from poolrt.runtime.model_state import GeneratorStates, ModelState, state_restored
 from poolrt.runtime.no_dropout import no_dropout
-from poolrt.runtime.step import Machine, Orders, Step
+from poolrt.runtime.orders import Orders
+from poolrt.runtime.step import Step
 from poolrt.runtime.trees import Leaf, Tree
 
 

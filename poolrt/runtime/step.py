@@ -10,80 +10,28 @@ and hands the summed gradients of the aliases over as the parameters' gradients.
 
 from __future__ import annotations
 
-import threading
 import time
-import traceback
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from poolrt.runtime.alias import Aliases
-from poolrt.runtime.glue import Glue, pause, resume
+from poolrt.runtime.glue import Glue
 from poolrt.runtime.lane import Lane, current
-from poolrt.runtime.merge_rule import rule_of
+from poolrt.runtime.machine import LaneWalker, Machine
 from poolrt.runtime.microbatch import Call, Gathered, OutputRule, gather, split_gradient
-from poolrt.runtime.place import Placement
+from poolrt.runtime.orders import Orders
 from poolrt.runtime.random_state import CardSeeds
+from poolrt.runtime.run_lanes import run_lanes
 from poolrt.runtime.sever import alias
 from poolrt.runtime.thread_state import ThreadState
 from poolrt.runtime.trees import Tree, flatten
-from poolrt.runtime.turnstile import Aborted, Admission, Ticket, Turnstile
-
-Orders = Mapping[int, Sequence[Ticket]]
-
-
-@dataclass
-class Machine:
-    """What a step needs besides the batch: where things are, in which order cards admit, how many threads a lane has."""
-
-    placement: Placement
-    forward: Callable[..., Any]
-    threads_per_lane: int
-    watched: set[nn.Module] = field(default_factory=set)
-    """layers inside which scalars are watched as in glue (they compute a loss)"""
-    watch_all: bool = False
-    """watch inside every layer, to find those"""
-
-    @property
-    def devices(self) -> tuple[torch.device, ...]:
-        """The cards' devices."""
-        return self.placement.devices
-
-    @property
-    def device_types(self) -> tuple[str, ...]:
-        """Their kinds, each once, without the CPU."""
-        return tuple(dict.fromkeys(device.type for device in self.devices if device.type != "cpu"))
-
-
-class LaneWalker:
-    """Takes the lane to each layer's card, and switches the watch over glue code off inside layers."""
-
-    def __init__(self, machine: Machine, lane: Lane, glue: Glue) -> None:
-        self._machine, self._lane, self._glue = machine, lane, glue
-        self._paused: list[bool] = []
-
-    def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Go to the layer's card with its arguments."""
-        moved = self._lane.enter(self._machine.placement.card_of_layer[layer], (args, kwargs))
-        self._paused.append(not self._is_watched(layer) and pause(self._glue))
-        return moved
-
-    def _is_watched(self, layer: nn.Module) -> bool:
-        return self._machine.watch_all or layer in self._machine.watched
-
-    def after(self, layer: nn.Module, output: Any) -> Any:
-        """Glue code follows. A layer that turns out to compute scalars of the batch is watched from now on."""
-        if self._paused and self._paused.pop():
-            resume(self._glue)
-        elif self._machine.watch_all and any(rule_of(t) is not None for t in flatten(output).tensors):
-            self._machine.watched.add(layer)
-        return output
+from poolrt.runtime.turnstile import Admission
 
 
 class Step:
@@ -171,44 +119,11 @@ class Step:
             lane.crossings.clear()
 
     def _run_lanes(self, order: Orders, body: Callable[[Lane], None]) -> None:
-        """One thread per lane; the first failure stops the others and is raised when all have ended."""
-        turnstile = Turnstile(order, len(self._lanes))
-        failures: list[BaseException] = []
-
-        def work(lane: Lane) -> None:
-            try:
-                torch.set_num_threads(self._machine.threads_per_lane)
-                lane.begin(turnstile)
-                lane.work(body)
-            except Aborted:
-                pass
-            except BaseException as error:
-                failures.append(error)
-                turnstile.abort()
-
-        threads = [threading.Thread(target=work, args=(lane,), name=f"lane {lane.index}") for lane in self._lanes]
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        except BaseException:  # KeyboardInterrupt while waiting
-            turnstile.abort()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+            self.admissions += run_lanes(self._lanes, order, body, self._machine.threads_per_lane)
+        except BaseException:
+            self._rows.clear()
             raise
-        self.admissions += turnstile.admissions
-        if failures:
-            raise self._first(failures)
-
-    def _first(self, failures: list[BaseException]) -> BaseException:
-        failure = failures[0]
-        failures.clear()
-        self._rows.clear()
-        if isinstance(failure, torch.OutOfMemoryError):
-            traceback.clear_frames(failure.__traceback__)  # their locals hold what fills the card
-        return failure
 
     # ---- gather
 

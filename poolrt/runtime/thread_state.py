@@ -1,4 +1,4 @@
-"""What a new thread does not inherit from its parent and a forward can notice; carried so that a lane sees the caller's."""
+"""What a new thread does not inherit from its parent and a forward can notice: carried into every lane."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ThreadState:
 
 @contextmanager
 def _again(mode: Any, push: Callable[[Any], Any], pop: Callable[[], Any]) -> Iterator[None]:
-    """Activate a mode that is already active elsewhere: its own __enter__ keeps books that several threads would spoil."""
+    """Activate a mode that is active elsewhere: its own __enter__ keeps books that several threads would spoil."""
     push(mode)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Same seed and same plan: the same bits, ten times out of ten, whatever the timing; and randomness that lanes do right."""
+"""Same seed and same plan: the same bits, ten times out of ten, whatever the timing."""
 
 from __future__ import annotations
 

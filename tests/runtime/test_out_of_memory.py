@@ -1,4 +1,4 @@
-"""Out of memory at any point of a step: swept over capacities, each time everything is as before and training goes on."""
+"""Out of memory at any point of a step, swept over capacities: everything is as before, and training goes on."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def test_a_sweep_of_capacities(card: int):
         assert threading.active_count() == threads_at_rest(), "no lane is left running"
         assert torch.vcard.max_memory_allocated(card) <= training.peak[card]
     torch.vcard.set_capacity(card, CAPACITY)
-    assert stages["forward"] and stages["backward"], f"the sweep met {dict(stages)}"
+    assert stages["forward"], f"the sweep met {dict(stages)}"
+    assert stages["backward"], f"the sweep met {dict(stages)}"
     training.batch = {name: value[:4] for name, value in training.batch.items()}
     training.step()
     assert training.stage == "done"

@@ -1,0 +1,72 @@
+"""One thread per lane, for one phase of one step."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+
+import torch
+
+from poolrt.runtime.lane import Lane
+from poolrt.runtime.orders import Orders
+from poolrt.runtime.turnstile import Aborted, Admission, Turnstile
+
+
+def run_lanes(
+    lanes: Sequence[Lane], order: Orders, body: Callable[[Lane], None], threads_per_lane: int
+) -> list[Admission]:
+    """Run `body` for every lane at once, through one turnstile; who was on which card when.
+
+    Args:
+        lanes: the micro-batches' lanes.
+        order: the tickets each card admits, in order.
+        body: one phase of one lane's work.
+        threads_per_lane: threads for torch's operations in each lane.
+
+    Raises:
+        Exception: the first failure of a lane, itself, when all lanes have ended.
+    """
+    turnstile = Turnstile(order, len(lanes))
+    failures: list[BaseException] = []
+
+    def work(lane: Lane) -> None:
+        try:
+            torch.set_num_threads(threads_per_lane)
+            lane.begin(turnstile)
+            lane.work(body)
+        except Aborted:
+            pass
+        except BaseException as error:
+            failures.append(error)
+            turnstile.abort()
+
+    threads = [threading.Thread(target=work, args=(lane,), name=f"lane {lane.index}") for lane in lanes]
+    _run_all(threads, turnstile)
+    if failures:
+        raise _first(failures)
+    return turnstile.admissions
+
+
+def _run_all(threads: Sequence[threading.Thread], turnstile: Turnstile) -> None:
+    """Start and await the threads; also after an interrupt, none is left running."""
+    started = []
+    try:
+        for thread in threads:
+            thread.start()
+            started.append(thread)
+        for thread in started:
+            thread.join()
+    except BaseException:
+        turnstile.abort()
+        for thread in started:
+            thread.join()
+        raise
+
+
+def _first(failures: list[BaseException]) -> BaseException:
+    failure = failures[0]
+    failures.clear()  # the frames of this call hold the list: a cycle would keep the failure's own frames
+    if isinstance(failure, torch.OutOfMemoryError):
+        traceback.clear_frames(failure.__traceback__)  # their locals hold what fills the card
+    return failure
