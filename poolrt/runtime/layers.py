@@ -58,7 +58,7 @@ def _without_shared_modules(layers: list[Layer]) -> list[Layer]:
         if not sharing:
             return layers
         parts = [part for layer in layers for part in (_split(layer, holders) if layer in sharing else [layer])]
-        layers = list({part.module: part for part in reversed(parts)}.values())[::-1]
+        layers = list({part.module: part for part in [*parts, *reversed(parts)]}.values())
 
 
 def _split(layer: Layer, holders: Counter[nn.Module]) -> list[Layer]:
