@@ -44,6 +44,10 @@ class Placement:
         self.home: dict[int, int] = {}
         """id of a parameter or buffer to the card it lives on"""
 
+    def card_of(self) -> dict[str, int]:
+        """Layer name to card index."""
+        return {layer.name: self.card_of_layer[layer.module] for layer in self.layers}
+
     def _module_cards(self) -> dict[nn.Module, int]:
         cards = dict.fromkeys(self.model.modules(), self.first_card)
         for layer in reversed(self.layers):
@@ -54,13 +58,14 @@ class Placement:
     def apply(self) -> None:
         """Move every parameter (its gradient with it) and buffer to its card; objects stay the same."""
         self.home.clear()
+        moved: dict[tuple[int, torch.device], Tensor] = {}  # what two modules share, they share afterwards
         for module, card in self._in_layer_order():
             for parameter in module._parameters.values():
                 if parameter is not None and self.home.setdefault(id(parameter), card) == card:
                     move_parameter(parameter, self.devices[card])
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = buffer.to(self.devices[card])
+            for holder, name, tensor in _held_tensors(module):
+                device = self.devices[card]
+                holder[name] = moved.setdefault((id(tensor), device), tensor.to(device))
 
     def _in_layer_order(self) -> Iterator[tuple[nn.Module, int]]:
         for layer in self.layers:
@@ -110,16 +115,24 @@ class WeightsBefore:
 
     def __init__(self, model: nn.Module) -> None:
         self._parameters = [(parameter, parameter.device) for parameter in model.parameters()]
-        self._buffers = [
-            (module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()
-        ]
+        self._tensors = [held for module in model.modules() for held in _held_tensors(module)]
 
     def restore(self) -> None:
         """Every parameter to its device, and the very buffers."""
         for parameter, device in self._parameters:
             move_parameter(parameter, device)
-        for module, name, buffer in self._buffers:
-            module._buffers[name] = buffer
+        for holder, name, tensor in self._tensors:
+            holder[name] = tensor
+
+
+def _held_tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """(holder, name, tensor) of buffers, and of tensors kept as plain attributes: those are constants of the forward."""
+    return [
+        (holder, name, value)
+        for holder in (module._buffers, module.__dict__)
+        for name, value in holder.items()
+        if isinstance(value, Tensor) and value.grad_fn is None and not isinstance(value, nn.Parameter)
+    ]
 
 
 def move_parameter(parameter: nn.Parameter, device: torch.device) -> None:

@@ -6,7 +6,6 @@ every batch   scatter -> lanes -> gather -> cut node
 
 from __future__ import annotations
 
-import functools
 import os
 import traceback
 import weakref
@@ -27,6 +26,7 @@ from poolrt.planning.profile import Profile, call_path
 from poolrt.runtime import optimizer_state
 from poolrt.runtime.alias import Aliases
 from poolrt.runtime.batch_form import check_signature
+from poolrt.runtime.disguise import MARK, disguise
 from poolrt.runtime.hooks import hook_layers
 from poolrt.runtime.layers import Layer, find_layers, layers_named
 from poolrt.runtime.machine import Machine
@@ -42,8 +42,6 @@ from poolrt.runtime.splitting import Cut, Splitting
 from poolrt.runtime.step import Step
 from poolrt.runtime.trees import flatten, map_tensors
 from poolrt.topology.topology import Topology
-
-_MARK = "_poolrt_pooled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +91,7 @@ class Pooled:
         try:
             self._guard.run(lambda: self._place_first(call))
         except BaseException:
-            self._remove_hooks()
+            self.remove_hooks()
             self._weights_before.restore()
             raise
         optimizer_state.follow(self.model.parameters())
@@ -110,14 +108,29 @@ class Pooled:
             self.prepare(call)
 
     def _install(self) -> None:
-        """From now on the model's forward is this one; its signature stays, and so do hooks on the model."""
+        disguise(
+            self.model,
+            self,
+            forward=self.forward,
+            devices=self.devices,
+            twin=self._pool_twin,
+            on_new_dtype=self._forget_measurements,
+        )
 
-        @functools.wraps(self._original)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return self.forward(*args, **kwargs)
+    def _pool_twin(self, model: nn.Module) -> None:
+        """Pool a deep copy of the model: same cards, same plan."""
+        twin = Pooled(model, self.topology, self.options, self.plan)
+        twin._given_plan = self._given_plan
+        twin._place(self.placement.card_of())
+        if self.plan is not None and self.profile is not None:
+            twin._adopt(self.plan, self.profile)
+            twin.profile = self.profile
+        optimizer_state.follow(model.parameters())
+        twin._install()
 
-        setattr(forward, _MARK, self)
-        self.model.forward = forward
+    def _forget_measurements(self) -> None:
+        """Weights of another dtype have other costs: the next batch is measured anew."""
+        self.profile = None
 
     # ---- once
 
@@ -149,7 +162,7 @@ class Pooled:
         return self._measure_here(call, nullcontext)
 
     def _measure_here(self, call: Call, in_place: Callable[[], AbstractContextManager[None]]) -> Measured:
-        self._remove_hooks()  # the probe brings its own
+        self.remove_hooks()  # the probe brings its own
         try:
             return measure(
                 self.model,
@@ -162,7 +175,7 @@ class Pooled:
                 in_place=in_place,
             )
         finally:
-            self._handles = hook_layers(self.layers, to_layer)
+            self.add_hooks()
 
     def _card_of_outputs(self, call: Call) -> int | Literal["host", "last"]:
         """Where whole outputs are put together, in the planner's words."""
@@ -207,7 +220,7 @@ class Pooled:
 
     def _place(self, card_of: dict[str, int], *, or_not: bool = False) -> None:
         """Layers to cards. With `or_not` weights that do not fit stay behind: a plan will say what is missing."""
-        self._remove_hooks()
+        self.remove_hooks()
         self.placement = Placement(self.model, self.layers, card_of, self.devices)
         try:
             self.placement.apply()
@@ -215,7 +228,7 @@ class Pooled:
             if not or_not:
                 raise
             self._weights_before.restore()
-        self._handles = hook_layers(self.layers, to_layer)
+        self.add_hooks()
 
     def _threads_per_lane(self) -> int:
         """Virtual cards share the host's cores; lanes on GPUs only launch."""
@@ -242,7 +255,8 @@ class Pooled:
         call = (args, kwargs)
         if self.profile is None:
             check_signature(self.model, call)
-            self._guard.run(lambda: self.prepare(call))
+            with torch.inference_mode(False):  # parameters moved in it could never learn again
+                self._guard.run(lambda: self.prepare(call))
         return self._guard.run(lambda: self._forward(call))
 
     def _forward(self, call: Call) -> Any:
@@ -282,15 +296,20 @@ class Pooled:
             hints.insert(1, f"more micro-batches than {self.plan.micro_batches} (smaller workspace)")
         return hints
 
-    def _remove_hooks(self) -> None:
+    def add_hooks(self) -> None:
+        """Put the hooks on the layers."""
+        self._handles = hook_layers(self.layers, to_layer)
+
+    def remove_hooks(self) -> None:
+        """Take them off."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
 
 def pooled_of(model: nn.Module) -> Pooled | None:
-    """What `install` put in place of the model's forward; None for a model that is not pooled."""
-    return getattr(model.__dict__.get("forward"), _MARK, None)
+    """What stands behind the forward of `model`; None for a model that is not pooled."""
+    return getattr(model.__dict__.get("forward"), MARK, None)
 
 
 def _layers_of(plan: Plan, model: nn.Module) -> list[Layer]:
