@@ -209,21 +209,24 @@ void CpuKernelOnCard::operator()(const c10::OperatorHandle& op, c10::DispatchKey
 }
 
 void run_unregistered(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
-  static auto* known = new std::unordered_map<std::string, std::unique_ptr<OperatorFacts>>;
-  static std::shared_mutex mutex;
-  const std::string name = toString(op.operator_name()) + toString(op.schema());
-  const OperatorFacts* facts = nullptr;
+  // An operator may be defined anew under its old name with other arguments, so the schema is compared too.
+  struct Known {
+    c10::FunctionSchema schema;
+    OperatorFacts facts;
+  };
+  static auto* known = new std::unordered_map<c10::OperatorName, std::shared_ptr<const Known>>;
+  static auto* mutex = new std::shared_mutex;
+  std::shared_ptr<const Known> entry;
   {
-    const std::shared_lock reading(mutex);
-    if (const auto found = known->find(name); found != known->end()) facts = found->second.get();
+    const std::shared_lock reading(*mutex);
+    if (const auto found = known->find(op.operator_name()); found != known->end()) entry = found->second;
   }
-  if (facts == nullptr) {
-    const std::unique_lock writing(mutex);
-    auto& slot = (*known)[name];
-    if (!slot) slot = std::make_unique<OperatorFacts>(op.schema());
-    facts = slot.get();
+  if (!entry || !(entry->schema == op.schema())) {
+    entry = std::make_shared<const Known>(Known{op.schema(), OperatorFacts(op.schema())});
+    const std::unique_lock writing(*mutex);
+    (*known)[op.operator_name()] = entry;
   }
-  Call(*facts, *stack).run(op);
+  Call(entry->facts, *stack).run(op);
 }
 
 }  // namespace poolrt::vcard

@@ -29,7 +29,7 @@ void load(const HostTable* table) {
   register_memory_operators(aten);
   register_model_operators(aten);
   register_cpu_kernels(aten);
-  register_recurrent_operators(library(torch::Library::IMPL, "aten", DispatchKey::AutogradPrivateUse1));
+  register_recurrent_operators(library(torch::Library::IMPL, "aten", DispatchKey::AutogradPrivateUse1), aten);
   library(torch::Library::IMPL, "_", DispatchKey::PrivateUse1)
       .fallback(torch::CppFunction::makeFromBoxedFunction<&run_unregistered>());
   register_autocast(library(torch::Library::IMPL, "aten", DispatchKey::AutocastPrivateUse1));

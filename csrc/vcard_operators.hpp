@@ -11,7 +11,8 @@ void register_memory_operators(torch::Library& aten);
 void register_model_operators(torch::Library& aten);
 
 // Recurrent layers, with autograd: torch gives the CPU other formulas than other devices, and a card takes the CPU's.
-void register_recurrent_operators(torch::Library& autograd);
+// Under inference mode torch leaves autograd's kernels out, so both libraries get them.
+void register_recurrent_operators(torch::Library& autograd, torch::Library& inference);
 
 // CpuKernelOnCard for every other operator of aten that has a CPU kernel.
 void register_cpu_kernels(torch::Library& aten);

@@ -236,7 +236,7 @@ class RecurrentOnCard final : public c10::OperatorKernel {
 
 }  // namespace
 
-void register_recurrent_operators(torch::Library& autograd) {
+void register_recurrent_operators(torch::Library& autograd, torch::Library& inference) {
   for (const char* name :
        {"lstm.input", "lstm.data", "gru.input", "gru.data", "rnn_tanh.input", "rnn_tanh.data", "rnn_relu.input",
         "rnn_relu.data", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}) {
@@ -245,7 +245,9 @@ void register_recurrent_operators(torch::Library& autograd) {
     const std::string overload = dot == std::string::npos ? "" : full_name.substr(dot + 1);
     const auto op =
         c10::Dispatcher::singleton().findSchemaOrThrow(("aten::" + full_name.substr(0, dot)).c_str(), overload.c_str());
-    autograd.impl(name, torch::CppFunction::makeFromBoxedFunctor(std::make_unique<RecurrentOnCard>(op.schema())));
+    for (torch::Library* library : {&autograd, &inference}) {
+      library->impl(name, torch::CppFunction::makeFromBoxedFunctor(std::make_unique<RecurrentOnCard>(op.schema())));
+    }
   }
 }
 

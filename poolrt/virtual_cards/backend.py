@@ -34,7 +34,7 @@ def configure(capacities: Sequence[int]) -> None:
     """Have one virtual card per capacity, in bytes. The last call is what the machine has.
 
     Tensors on cards keep their memory. The first call of a process loads the backend, and builds it where that was
-    never done (about 40 s).
+    never done (about 20 s).
 
     Raises:
         ConfigurationError: for no card or more than MAX_CARDS, a capacity that is not positive, a process that uses

@@ -1,0 +1,40 @@
+"""The HOST driver by itself, in C++, under the sanitizers: addresses and undefined behaviour, then threads."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(__file__).with_name("host_driver_program.cpp")
+CASES = re.findall(r"CASE\((\w+)\),", PROGRAM.read_text())
+SANITIZERS = {"address": "-fsanitize=address,undefined", "thread": "-fsanitize=thread"}
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@pytest.fixture(scope="module", params=SANITIZERS)
+def program(request, tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp("host_driver") / request.param
+    sources = [PROGRAM, ROOT / "csrc" / "host_driver.cpp"]
+    flags = ["-std=c++17", "-O1", "-g", "-fno-sanitize-recover=all", "-pthread", f"-I{ROOT / 'csrc'}"]
+    subprocess.run(["g++", *flags, SANITIZERS[request.param], *map(str, sources), "-o", str(target)], check=True)
+    return target
+
+
+def test_every_case_is_run(program):
+    listed = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
+    assert sorted(listed) == sorted(CASES)
+    assert len(CASES) >= 10
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case(program, case):
+    # setarch -R: the thread sanitizer of some compilers does not know the address layout of newer kernels.
+    command = [str(program), case]
+    if shutil.which("setarch") and subprocess.run(["setarch", "-R", "true"], capture_output=True).returncode == 0:
+        command = ["setarch", "-R", *command]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr

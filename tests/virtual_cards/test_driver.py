@@ -1,0 +1,75 @@
+"""poolrt._C: the driver tables as Python objects."""
+
+import pytest
+
+from poolrt import _C
+from poolrt.errors import DriverError
+from poolrt.units import MIB
+
+
+@pytest.fixture
+def driver():
+    host = _C.host_driver()
+    host.configure([MIB, 2 * MIB])
+    return host
+
+
+def test_what_a_driver_answers(driver):
+    assert driver.name == "HOST"
+    assert driver.device_count() == 2
+    assert [driver.total_memory(card) for card in range(2)] == [MIB, 2 * MIB]
+    assert driver.memory_info(1) == (2 * MIB, 2 * MIB)
+    assert driver.device_name(0) == "virtual card"
+
+
+def test_ledger_of_a_block(driver):
+    before = driver.ledger(1)
+    address = driver.memory_allocate(1, 1000)
+    during = driver.ledger(1)
+    driver.memory_free(address)
+    assert address % 64 == 0
+    assert (during.used_nbytes, during.capacity_nbytes) == (before.used_nbytes + 1024, 2 * MIB)
+    assert during.allocation_count == before.allocation_count + 1
+    assert driver.ledger(1).used_nbytes == before.used_nbytes
+    assert driver.ledger(1).peak_nbytes >= 1024
+    driver.reset_peak(1)
+    assert driver.ledger(1).peak_nbytes == before.used_nbytes
+
+
+def test_peers_are_reachable_in_one_direction_at_a_time(driver):
+    driver.set_peer(0, 1, False)
+    assert not driver.can_access_peer(0, 1)
+    assert driver.can_access_peer(1, 0)
+    driver.configure([MIB, MIB])
+    assert driver.can_access_peer(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda driver: driver.memory_allocate(0, 2 * MIB), "OUT_OF_MEMORY"),
+        (lambda driver: driver.total_memory(2), "INVALID_DEVICE"),
+        (lambda driver: driver.memory_info(-1), "INVALID_DEVICE"),
+        (lambda driver: driver.set_peer(0, 0, True), "INVALID_DEVICE"),
+        (lambda driver: driver.configure([]), "INVALID_VALUE"),
+        (lambda driver: driver.configure([MIB] * (_C.MAX_CARDS + 1)), "INVALID_VALUE"),
+    ],
+)
+def test_a_failed_call_tells_its_status(driver, call, name):
+    with pytest.raises(DriverError) as caught:
+        call(driver)
+    assert caught.value.name == name
+    assert caught.value.code != 0
+    assert name in str(caught.value)
+
+
+def test_cuda_driver_answers_or_says_what_to_do():
+    try:
+        driver = _C.cuda_driver()
+    except DriverError as error:
+        assert error.name in {"NOT_FOUND", "NO_DEVICE"} or error.code
+        assert str(error)
+    else:
+        assert driver.name == "CUDA"
+        assert driver.driver_version() >= 11000
+        assert all(driver.total_memory(card) > 0 for card in range(driver.device_count()))
