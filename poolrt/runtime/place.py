@@ -126,12 +126,13 @@ class WeightsBefore:
 
 
 def _held_tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """(holder, name, tensor) of buffers, and of tensors kept as plain attributes: those are constants of the forward."""
+    """(holder, name, tensor) of buffers, and of tensors kept as plain attributes: constants of the forward."""
     return [
         (holder, name, value)
         for holder in (module._buffers, module.__dict__)
         for name, value in holder.items()
-        if isinstance(value, Tensor) and value.grad_fn is None and not isinstance(value, nn.Parameter)
+        if isinstance(value, Tensor)
+        and not (value.grad_fn is not None or value.is_meta or isinstance(value, nn.Parameter))
     ]
 
 
