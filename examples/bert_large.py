@@ -156,7 +156,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seq-len", type=int, default=64, help="tokens in one window")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps")
     parser.add_argument("--micro-batches", type=_count_or_auto, default="auto", help="parts of a batch, or auto")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="AdamW's learning rate")
+    parser.add_argument("--learning-rate", type=float, default=3e-5, help="AdamW's learning rate")
     parser.add_argument("--dropout", type=float, default=0.1, help="dropout probability")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order, masks and dropout")
     parser.add_argument("--single-card", action="store_true", help="try one card without poolrt first")
