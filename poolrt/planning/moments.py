@@ -146,7 +146,7 @@ class CardStep:
         return [_Gradients(before=whole, after=whole, temporary=largest[call.layer]) for call in self.calls]
 
     def _walk_back(self, size: int, start: int, gradients: list[_Gradients]) -> Iterator[Moment]:
-        """Backward of one micro-batch of `size` samples from sample `start` on: of each call the glue, then the layer."""
+        """Backward of one micro-batch, samples start..start+size-1: of each call the glue, then the layer."""
         batch = self.batch_size
         weights = self.weights * batch
         base = (self.inputs + self.gathered) * batch + self.kept * (batch - start - size)

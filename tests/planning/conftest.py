@@ -66,6 +66,7 @@ def _profiles(draw, most_layers=6, revisits=True, ties=True):
         input_nbytes=draw(_sizes(3)),
         gathered_nbytes=draw(_sizes(5)),
         output_nbytes=draw(_sizes(5)),
+        returns_loss=draw(st.booleans()),
     )
 
 
@@ -89,11 +90,14 @@ def _layers(draw, name, tied):
 
 @st.composite
 def _calls(draw, name):
+    glue_saved, saved = sorted([draw(_sizes(8)), draw(_sizes(8))])
     return _call(
         name,
         forward_s=draw(st.integers(0, 8)) / 64,
         backward_s=draw(st.integers(0, 8)) / 64,
-        saved_nbytes=draw(_sizes(8)),
+        saved_nbytes=saved,
+        glue_saved_nbytes=glue_saved,
+        glue_workspace_nbytes=draw(_sizes(8)),
         forward_workspace_nbytes=draw(_sizes(8)),
         backward_workspace_nbytes=draw(_sizes(8)),
         output_nbytes=draw(_sizes(4)),

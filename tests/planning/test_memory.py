@@ -90,6 +90,10 @@ class Simulator:
 
     def backward(self, micro_batch, index):
         call, share = self.profile.calls[index], self.shares[micro_batch]
+        if self.profile.returns_loss:
+            self.ledger.drop("outputs", micro_batch)
+        self.ledger.note(call.glue_workspace_nbytes * share)
+        self.ledger.held["activation", micro_batch, index, "saved"] -= call.glue_saved_nbytes * share
         temporary = self.add_gradients(call.layer)
         self.ledger.note(call.backward_workspace_nbytes * share + temporary)
         self.ledger.drop("activation", micro_batch, index)
