@@ -17,10 +17,15 @@ class Crossings:
 
     A tensor that goes to several cards is relayed: card 0 -> 1 -> 2. Its gradients then come back in the order of one
     card, ((g2 + g1) + g0), so that sums have the same bits.
+
+    A layer may change its input in place. Where the input was a copy, the copy is the tensor from then on: whoever
+    reads the original later is given the copy, as on one card it would see the change.
     """
 
     def __init__(self) -> None:
         self._copies: dict[tuple[int, int], tuple[weakref.ref[Tensor], dict[torch.device, Tensor]]] = {}
+        self._versions: dict[int, int] = {}  # of each copy when it was made, by id
+        self._changed: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}  # by id of the original
         self.copied_tensors = 0
         self.copied_nbytes = 0
 
@@ -46,6 +51,7 @@ class Crossings:
             device: where to.
             source: the tensor to copy from, where autograd must see another one (a hop's output).
         """
+        tensor = self.current(tensor)
         if tensor.device == device:
             return tensor
         found = self.find(tensor, device)
@@ -62,6 +68,29 @@ class Crossings:
         if not self._known(tensor):
             self._copies[key] = (weakref.ref(tensor, self._forget(key)), {})
         self._copies[key][1][device] = copy
+        self._versions[id(copy)] = _version(copy)
+
+    def note_changes(self) -> None:
+        """Find the copies that were changed in place since they were made."""
+        for source, copies in self._copies.values():
+            for copy in copies.values():
+                if self._versions[id(copy)] != _version(copy) and (original := source()) is not None:
+                    self._versions[id(copy)] = _version(copy)
+                    self._changed[id(original)] = (source, copy)
+
+    @property
+    def any_changed(self) -> bool:
+        """Whether some tensor must be read from its copy."""
+        return bool(self._changed)
+
+    def current(self, tensor: Tensor) -> Tensor:
+        """`tensor`, or the copy of it that was changed in place."""
+        source, copy = self._changed.get(id(tensor), (None, tensor))
+        return copy if source is not None and source() is tensor else tensor
+
+    def current_all(self, value: Any) -> Any:
+        """`value` with every tensor inside as it is now."""
+        return map_tensors(value, self.current)
 
     def move_all(self, value: Any, device: torch.device) -> Any:
         """`value` with every tensor inside on `device`."""
@@ -70,6 +99,8 @@ class Crossings:
     def clear(self) -> None:
         """Let go of every copy."""
         self._copies.clear()
+        self._versions.clear()
+        self._changed.clear()
 
     def _forget(self, key: tuple[int, int]) -> Callable[[weakref.ref[Tensor]], None]:
         copies = weakref.ref(self)
@@ -90,4 +121,9 @@ def _serves(copy: Tensor, tensor: Tensor) -> bool:
 
 
 def _key(tensor: Tensor) -> tuple[int, int]:
-    return id(tensor), 0 if tensor.is_inference() else tensor._version
+    return id(tensor), _version(tensor)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place; tensors of inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -24,7 +24,8 @@ _MAY_MIX: set[Callable[..., Any]] = {
     Tensor.type_as,
     Tensor.set_,
     Tensor.data.__set__,  # type: ignore[attr-defined]
-    torch._VF._pack_padded_sequence,  # wants the lengths on the host
+    torch._VF._pack_padded_sequence,  # these two want the lengths on the host
+    torch._VF._pad_packed_sequence,
 }
 _IN_PLACE_NAMES = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__"}
 
@@ -42,6 +43,8 @@ class Glue(TorchFunctionMode):
     ) -> Any:
         """Run `func` with its tensors on one card."""
         kwargs = kwargs or {}
+        if self._crossings.any_changed:
+            args, kwargs = self._crossings.current_all((args, kwargs))
         if func in _MAY_MIX or not _mixes(_tensors(args, kwargs)):
             return tell(func, args, kwargs, func(*args, **kwargs))
         device = self._meeting_place(func, args, kwargs)

@@ -74,8 +74,11 @@ class Lane:
         """Do one phase's work and leave the turnstile; an out-of-memory error is marked with its card."""
         try:
             body(self)
-        except torch.OutOfMemoryError as error:
-            error.card = self.card  # type: ignore[attr-defined]
+        except BaseException as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                error.card = self.card  # type: ignore[attr-defined]
+            if self._seeds is not None and self._admission is not None:
+                self._seeds.leave(self._admission.card)  # or another lane would wait for it for ever
             raise
         self.finish()
 
@@ -98,6 +101,8 @@ class Lane:
         """Give up the card held, if any."""
         if self._admission is not None and self._turnstile is not None:
             admission, self._admission = self._admission, None
+            if self._seeds is not None:
+                self._seeds.leave(admission.card)
             self._turnstile.release(admission)
 
     def finish(self) -> None:

@@ -57,6 +57,7 @@ class LaneWalker:
 
     def after(self, layer: nn.Module, output: Any) -> Any:
         """Glue code follows. A layer that turns out to compute scalars of the batch is watched from now on."""
+        self._lane.crossings.note_changes()
         if self._paused and self._paused.pop():
             resume(self._glue)
         elif self._machine.watch_all and any(rule_of(t) is not None for t in flatten(output).tensors):

@@ -2,10 +2,13 @@
 
 The seed of a forward is one draw from the user's default generator; a stay's seed is a hash of
 (forward's seed, card, visit, micro-batch). Same seed and same plan give the same bits.
+
+Logical cards of one GPU share its generator: there a stay keeps the generator to itself.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,13 +24,21 @@ class CardSeeds:
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         self._devices = devices
+        self._alone = {device: threading.Lock() for device in devices if devices.count(device) > 1}
         self._forward_seed = int(torch.randint(1 << 62, ()).item())
 
     def seed(self, card: int, ticket: Ticket) -> None:
         """Seed the generator of `card` for this stay of this micro-batch."""
         device = self._devices[card]
+        if device in self._alone:
+            self._alone[device].acquire()
         words = (self._forward_seed, card, ticket.visit, ticket.micro_batch)
         _generator(device).manual_seed(_mix(words) >> 1)
+
+    def leave(self, card: int) -> None:
+        """The stay on `card` is over."""
+        if self._devices[card] in self._alone:
+            self._alone[self._devices[card]].release()
 
     @contextmanager
     def restored(self) -> Iterator[None]:

@@ -41,8 +41,10 @@ def run_lanes(
             failures.append(error)
             turnstile.abort()
 
+    own_threads = torch.get_num_threads()
     threads = [threading.Thread(target=work, args=(lane,), name=f"lane {lane.index}") for lane in lanes]
     _run_all(threads, turnstile)
+    torch.set_num_threads(own_threads)  # some libraries keep one number for all threads
     if failures:
         raise _first(failures)
     return turnstile.admissions

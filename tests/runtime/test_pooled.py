@@ -306,3 +306,44 @@ def test_pickling_gives_an_ordinary_model_on_the_host():
     assert again.head.weight is again.embedding.weight
     assert torch.equal(again(**batch)["loss"], plain(**batch)["loss"])
     pooled(**batch)["loss"].backward()
+
+
+class ChangesItsInput(nn.Module):
+    """The second layer adds to its input in place, and the model reads that input again afterwards."""
+
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x += 1
+            return self.linear(x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8), self.Adds()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.layers[0](x) * 2
+        return self.layers[1](hidden) * hidden + hidden
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_a_layer_that_changes_its_input_in_place_on_another_card(micro_batches: int):
+    plain, pooled, batch = pair(
+        ChangesItsInput, lambda: {"x": torch.randn(6, 8, dtype=torch.float64)}, micro_batches=micro_batches
+    )
+    assert len({p.device for p in pooled.parameters()}) == 2
+    outputs = [model(**batch) for model in (plain, pooled)]
+    assert_close(outputs[:1], outputs[1:])
+    for output in outputs:
+        output.pow(2).sum().backward()
+    assert_close(gradients(plain), gradients(pooled))
+
+
+def test_the_callers_number_of_threads_is_left_alone():
+    _, pooled, batch = pair()
+    torch.set_num_threads(2)
+    pooled(**batch)["loss"].backward()
+    assert torch.get_num_threads() == 2
