@@ -115,7 +115,7 @@ class CardStep:
         by_layer: dict[int, list[int]] = {call.layer: [] for call in self.calls}
         for index, gradient in enumerate(self.gradients):
             for layer in gradient.layers:
-                by_layer[layer].append(index)
+                by_layer.setdefault(layer, []).append(index)  # a layer may hold a tied weight and never be called
         yield from self._walk_back(self.sizes[0], 0, self._first_gradients(by_layer))
         settled = self._settled_gradients(by_layer)
         starts = list(accumulate(self.sizes, initial=0))
