@@ -15,11 +15,12 @@ from poolrt.planning.plan import Plan
 from poolrt.planning.planner import make_plan
 from poolrt.reporting import Report, make_report
 from poolrt.runtime.batch_form import call_of, check_signature
+from poolrt.runtime.decide import Options
 from poolrt.runtime.layers import find_layers
 from poolrt.runtime.measure import measure
 from poolrt.runtime.microbatch import batch_size_of
 from poolrt.runtime.place import tensors_on_meta
-from poolrt.runtime.pooled import Options, Pooled, pooled_of
+from poolrt.runtime.pooled import Pooled, pooled_of
 from poolrt.runtime.profile_model import fingerprint
 from poolrt.topology.build import logical_topology, virtual_topology
 from poolrt.topology.discover import discover_cuda

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from poolrt.planning.plan import CardPlan, Plan
 from poolrt.units import format_nbytes, format_seconds
+
+if TYPE_CHECKING:
+    from poolrt.planning.plan import CardPlan, Plan
 
 _KINDS = ("weights", "gradients", "optimizer", "activations", "workspace")
 _WIDTH = 140

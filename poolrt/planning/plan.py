@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from poolrt.errors import PlanError
+from poolrt.planning.explain import explain
 
 SCHEMA = 1
 
@@ -99,8 +100,6 @@ class Plan:
 
     def explain(self) -> str:
         """The plan as a table for people: card, layers, bytes by kind, share of time, predicted peak."""
-        from poolrt.planning.explain import explain
-
         return explain(self)
 
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from poolrt.planning.optimizers import optimizer_cost
+from poolrt.runtime.memory_watch import granular
 
 _pooled_parameters: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()  # by id
 _optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -50,7 +51,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     _optimizers.add(optimizer)
     for parameter in parameters:
         _bring_state(optimizer.state.get(parameter), parameter)
-    _reserve(optimizer, [p for p in parameters if p.grad is not None])
+    _reserve(optimizer)
 
 
 def _is_pooled(parameter: nn.Parameter) -> bool:
@@ -64,26 +65,39 @@ def _bring_state(state: dict[str, Any] | None, parameter: nn.Parameter) -> None:
             state[name] = value.to(parameter.device)  # type: ignore[index]
 
 
-def _reserve(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+def _reserve(optimizer: Optimizer) -> None:
     """Ask each card for what the step will need.
 
     Raises:
         torch.OutOfMemoryError: if a card has not got it; no parameter or state has changed then.
     """
-    cost = optimizer_cost(_planned_name(optimizer))
-    needs: dict[torch.device, int] = defaultdict(int)
-    for parameter in parameters:
-        fresh = cost.state if not optimizer.state.get(parameter) else 0
-        needs[parameter.device] += (fresh + cost.temporaries) * parameter.nbytes
-    for device, nbytes in needs.items():
-        if device.type != "cpu" and nbytes:
-            torch.empty(nbytes, dtype=torch.uint8, device=device)
+    state: dict[torch.device, int] = defaultdict(int)
+    temporaries: dict[torch.device, int] = defaultdict(int)
+    for group in optimizer.param_groups:
+        cost = optimizer_cost(_planned_name(optimizer, group))
+        stepped: dict[torch.device, list[int]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None and _is_pooled(parameter):
+                nbytes = granular(parameter.nbytes)
+                stepped[parameter.device].append(nbytes)
+                state[parameter.device] += 0 if optimizer.state.get(parameter) else cost.state * nbytes
+        for device, sizes in stepped.items():
+            temporaries[device] = max(temporaries[device], cost.temporaries * _at_once(group, sizes))
+    for device, nbytes in state.items():
+        if device.type != "cpu" and nbytes + temporaries[device]:
+            torch.empty(nbytes + temporaries[device], dtype=torch.uint8, device=device)
 
 
-def _planned_name(optimizer: Optimizer) -> str:
+def _at_once(group: dict[str, Any], sizes: list[int]) -> int:
+    """Of how many bytes of parameters an update holds the temporaries at one time."""
+    if group.get("fused"):
+        return 0
+    return max(sizes) if group.get("foreach") is False else sum(sizes)
+
+
+def _planned_name(optimizer: Optimizer, group: dict[str, Any]) -> str:
     """The planner's name for this optimizer as it is set; one it does not know needs nothing beforehand."""
     name = type(optimizer).__name__.lower()
-    group = optimizer.defaults
     if name in ("adam", "adamw"):
         return f"{name}-amsgrad" if group.get("amsgrad") else name
     if name == "sgd":

@@ -11,24 +11,24 @@ import traceback
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from poolrt.errors import InfeasibleError, PlanError
+from poolrt.planning.limits import OutputCard
 from poolrt.planning.place_by_weight import place_by_weight
 from poolrt.planning.plan import Plan
-from poolrt.planning.planner import make_plan
 from poolrt.planning.profile import Profile, call_path
 from poolrt.runtime import optimizer_state
 from poolrt.runtime.alias import Aliases
 from poolrt.runtime.batch_form import check_signature
+from poolrt.runtime.decide import Options, checked, decide, layers_of
 from poolrt.runtime.disguise import MARK, disguise
 from poolrt.runtime.hooks import hook_layers
-from poolrt.runtime.layers import Layer, find_layers, layers_named
+from poolrt.runtime.layers import find_layers
 from poolrt.runtime.machine import Machine
 from poolrt.runtime.measure import Measured, measure, to_layer
 from poolrt.runtime.merge_weights import CannotMergeError
@@ -44,16 +44,6 @@ from poolrt.runtime.trees import flatten, map_tensors
 from poolrt.topology.topology import Topology
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the user asked `shard` for."""
-
-    micro_batches: int | Literal["auto"] = "auto"
-    schedule: Literal["auto", "gpipe"] = "auto"
-    batch_dim: int = 0
-    optimizer: str = "adamw"
-
-
 class Pooled:
     """A model whose layers live on several cards. Its forward runs in lanes."""
 
@@ -63,7 +53,7 @@ class Pooled:
         self.topology = topology
         self.devices = tuple(torch.device(card.device) for card in topology.cards)
         self.options = options
-        self.layers = _layers_of(plan, model) if plan else find_layers(model, at_least=2 * len(topology.cards))
+        self.layers = layers_of(plan, model) if plan else find_layers(model, at_least=2 * len(topology.cards))
         self.plan = plan
         self.profile: Profile | None = None
         self.step_s: list[float] = []
@@ -72,7 +62,7 @@ class Pooled:
         self._handles: list[RemovableHandle] = []
         self._splitting = Splitting(options.batch_dim)
         self._guard = MemoryGuard(lambda: self.placement, self._hints)
-        self._output_card: int | Literal["host", "last"] = "last"
+        self._output_card: OutputCard = "last"
         self._weights_before = WeightsBefore(model)
 
     @property
@@ -144,7 +134,7 @@ class Pooled:
         profile = measured.profile
         self.layers = list(measured.layers)
         self._output_card = self._card_of_outputs(call)
-        plan = self._checked(self.plan) if self._given_plan else self._decide(profile)
+        plan = self._decide(profile)
         self._adopt(plan, profile)
         self._check_if_split(call, profile)
         self.profile = profile
@@ -177,38 +167,17 @@ class Pooled:
         finally:
             self.add_hooks()
 
-    def _card_of_outputs(self, call: Call) -> int | Literal["host", "last"]:
+    def _card_of_outputs(self, call: Call) -> OutputCard:
         """Where whole outputs are put together, in the planner's words."""
         device = self._output_device(call)
         if device is None:
             return "last"
         return self.devices.index(device) if device in self.devices else "host"
 
-    def _decide(self, profile: Profile, why_not_split: str = "") -> Plan:
-        plan = make_plan(
-            profile,
-            self.topology,
-            micro_batches=self.options.micro_batches,
-            schedule=self.options.schedule,
-            optimizer=self.options.optimizer,
-            splittable=not why_not_split,
-            why_not_split=why_not_split,
-            output_card=self._output_card,
-        )
-        if not plan.feasible:
-            raise InfeasibleError(plan.reason)
-        return plan
-
-    def _checked(self, plan: Plan | None) -> Plan:
-        """A plan made elsewhere, after seeing that its layers are this model's."""
-        assert plan is not None
-        names, planned = {layer.name for layer in self.layers}, set(plan.card_of())
-        if names != planned:
-            raise PlanError(
-                f"the plan places layers {sorted(planned - names)[:3]} that the model does not call, or leaves out "
-                f"{sorted(names - planned)[:3]}; make a new plan with poolrt.plan"
-            )
-        return plan
+    def _decide(self, profile: Profile) -> Plan:
+        if self.plan is not None and self._given_plan:
+            return checked(self.plan, self.layers)
+        return decide(profile, self.topology, self.options, self._output_card)
 
     def _adopt(self, plan: Plan, profile: Profile) -> None:
         """Place the layers as planned; the path of their calls gives the cards' orders."""
@@ -246,7 +215,7 @@ class Pooled:
         if self._given_plan:
             self.plan = replace(self.plan, notes=(*self.plan.notes, f"The batch stays whole: {verdict.why_not}."))
         else:
-            self._adopt(self._decide(profile, why_not_split=verdict.why_not), profile)
+            self._adopt(decide(profile, self.topology, self.options, self._output_card, verdict.why_not), profile)
 
     # ---- every batch
 
@@ -310,10 +279,3 @@ class Pooled:
 def pooled_of(model: nn.Module) -> Pooled | None:
     """What stands behind the forward of `model`; None for a model that is not pooled."""
     return getattr(model.__dict__.get("forward"), MARK, None)
-
-
-def _layers_of(plan: Plan, model: nn.Module) -> list[Layer]:
-    try:
-        return layers_named(model, plan.card_of())
-    except AttributeError as error:
-        raise PlanError(f"the plan places a layer that the model has not: {error}; make a new one") from error

@@ -1,0 +1,77 @@
+"""From a profile to a plan, as the user asked for it; and plans that were made earlier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from poolrt.errors import InfeasibleError, PlanError
+from poolrt.planning.limits import OutputCard
+from poolrt.planning.plan import Plan
+from poolrt.planning.planner import make_plan
+from poolrt.planning.profile import Profile
+from poolrt.runtime.layers import Layer, layers_named
+from poolrt.topology.topology import Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user asked `shard` for."""
+
+    micro_batches: int | Literal["auto"] = "auto"
+    schedule: Literal["auto", "gpipe"] = "auto"
+    batch_dim: int = 0
+    optimizer: str = "adamw"
+
+
+def decide(
+    profile: Profile, topology: Topology, options: Options, output_card: OutputCard, why_not_split: str = ""
+) -> Plan:
+    """The best plan that fits.
+
+    Raises:
+        InfeasibleError: if none does.
+    """
+    plan = make_plan(
+        profile,
+        topology,
+        micro_batches=options.micro_batches,
+        schedule=options.schedule,
+        optimizer=options.optimizer,
+        splittable=not why_not_split,
+        why_not_split=why_not_split,
+        output_card=output_card,
+    )
+    if not plan.feasible:
+        raise InfeasibleError(plan.reason)
+    return plan
+
+
+def layers_of(plan: Plan, model: nn.Module) -> list[Layer]:
+    """The layers that a plan made earlier speaks of.
+
+    Raises:
+        PlanError: if the model has no such layer.
+    """
+    try:
+        return layers_named(model, plan.card_of())
+    except AttributeError as error:
+        raise PlanError(f"the plan places a layer that the model has not: {error}; make a new one") from error
+
+
+def checked(plan: Plan, layers: Sequence[Layer]) -> Plan:
+    """A plan made earlier, after seeing that it places what the model calls.
+
+    Raises:
+        PlanError: if it does not.
+    """
+    names, planned = {layer.name for layer in layers}, set(plan.card_of())
+    if names != planned:
+        raise PlanError(
+            f"the plan places layers {sorted(planned - names)[:3]} that the model does not call, or leaves out "
+            f"{sorted(names - planned)[:3]}; make a new plan with poolrt.plan"
+        )
+    return plan
