@@ -40,9 +40,9 @@ def best_by_trying(costs, fits):
 
 
 @st.composite
-def lines(draw, profiles, most_cards=4):
+def lines(draw, profiles, most_cards=4, revisits=True):
     """A profile and a line of cards, each link with a speed of its own."""
-    profile = draw(profiles(ties=False))
+    profile = draw(profiles(ties=False, revisits=revisits))
     cards = draw(st.integers(1, most_cards))
     plain = virtual_topology([1 << 20] * cards)
     links = (
@@ -123,9 +123,32 @@ def test_two_cards_pay_for_exactly_what_crosses_between_them(profiles, data):
             assert table.busy_s[first][last] == pytest.approx(computed + expected[card])
 
 
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_in_a_chain_every_card_pays_over_the_link_to_its_neighbour(profiles, data):
+    profile, topology = data.draw(lines(profiles, revisits=False))
+    costs = RunCosts(profile, topology, micro_batches=1, call_overhead_s=0.0)
+    for runs in every_cut(costs.layers, costs.cards):
+        if all(first < last for first, last in runs):
+            expected = crossings_by_walking(profile, topology, runs, 1)
+            paid = [costs.table(card).crossing_s[first][last] for card, (first, last) in enumerate(runs)]
+            assert paid == pytest.approx(expected)
+
+
 def test_equal_layers_are_cut_evenly(make_chain):
     costs = RunCosts(make_chain(blocks=8), virtual_topology([1] * 4), micro_batches=4, call_overhead_s=0.0)
     assert partition(costs, anything_fits) == ((0, 2), (2, 4), (4, 6), (6, 8))
+
+
+def test_among_cuts_with_the_same_slowest_card_the_one_that_copies_least_wins(make_chain):
+    # The first block is the slowest whatever comes after it, so the second cut is free; block 2 hands over the least.
+    profile = make_chain(blocks=5)
+    calls = [replace(profile.calls[0], forward_s=9.0)]
+    calls += [replace(call, output_nbytes=size) for call, size in zip(profile.calls[1:], (900, 8, 600, 0), strict=True)]
+    costs = RunCosts(
+        replace(profile, calls=tuple(calls)), virtual_topology([1] * 3), micro_batches=1, call_overhead_s=0.0
+    )
+    assert partition(costs, anything_fits) == ((0, 1), (1, 3), (3, 5))
 
 
 def test_the_cut_goes_where_the_least_is_handed_over(make_chain):

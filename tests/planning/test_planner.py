@@ -57,6 +57,21 @@ def test_more_micro_batches_while_they_pay(make_chain):
     assert chosen[0.0] > chosen[2e-3] > chosen[1.0] == 1
 
 
+def test_on_a_near_tie_there_are_fewer_micro_batches(make_chain):
+    topology = virtual_topology([4 * GIB] * 2)
+
+    def step_s(count, overhead):
+        return make_plan(make_chain(), topology, micro_batches=count, call_overhead_s=overhead).predicted_step_s
+
+    differing = 0
+    for overhead in [index * 1e-4 for index in range(12)]:
+        steps = {count: step_s(count, overhead) for count in (1, 2, 4, 8)}
+        chosen = make_plan(make_chain(), topology, call_overhead_s=overhead).micro_batches
+        assert chosen == min(count for count, seconds in steps.items() if seconds <= 1.02 * min(steps.values()))
+        differing += steps[chosen] > min(steps.values())
+    assert differing
+
+
 def test_there_are_never_more_micro_batches_than_samples_or_than_four_for_each_card(make_chain):
     topology = virtual_topology([4 * GIB] * 2)
     assert make_plan(make_chain(batch_size=3), topology, call_overhead_s=0.0).micro_batches == 2
