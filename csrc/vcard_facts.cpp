@@ -36,7 +36,8 @@ bool host_allowed(const c10::Argument& argument, Kind kind) {
 
 }  // namespace
 
-OperatorFacts::OperatorFacts(const c10::FunctionSchema& schema) : name(schema.name()), draws(false), writes(false) {
+OperatorFacts::OperatorFacts(const c10::FunctionSchema& schema)
+    : name(schema.name()), draws(false), writes(false), over_lists(name.rfind("aten::_foreach_", 0) == 0) {
   for (const c10::Argument& argument : schema.arguments()) {
     const Kind kind = kind_of(argument.type());
     const bool written = argument.alias_info() != nullptr && argument.alias_info()->isWrite();

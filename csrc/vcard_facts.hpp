@@ -24,8 +24,9 @@ struct OperatorFacts {
   std::string name;
   c10::SmallVector<ArgumentFacts, 8> arguments;
   c10::SmallVector<Kind, 4> returns;
-  bool draws;   // takes a generator
-  bool writes;  // writes to one of its arguments
+  bool draws;       // takes a generator
+  bool writes;      // writes to one of its arguments
+  bool over_lists;  // one of torch's _foreach operators
 };
 
 }  // namespace poolrt::vcard

@@ -11,6 +11,7 @@
 
 #include "vcard_alias.hpp"
 #include "vcard_card.hpp"
+#include "vcard_foreach.hpp"
 #include "vcard_generator.hpp"
 
 namespace poolrt::vcard {
@@ -121,8 +122,9 @@ class Call {
   }
 
   void check_strided(const at::Tensor& tensor) const {
-    TORCH_CHECK_NOT_IMPLEMENTED(tensor.layout() == c10::kStrided && tensor.has_storage(), facts_.name,
-                                ": a virtual card holds strided tensors only, not ", tensor.layout());
+    TORCH_CHECK_NOT_IMPLEMENTED(tensor.layout() == c10::kStrided && tensor.has_storage() && !tensor.is_quantized(),
+                                facts_.name, ": a virtual card holds plain strided tensors only, not ", tensor.layout(),
+                                " ones of type ", tensor.dtype());
   }
 
   const at::Tensor* alias_sharing_storage(const at::Tensor& tensor) const {
@@ -205,7 +207,11 @@ class Call {
 }  // namespace
 
 void CpuKernelOnCard::operator()(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
-  Call(facts_, *stack).run(op);
+  if (C10_UNLIKELY(facts_.over_lists && lists_span_devices(facts_, *stack))) {
+    run_element_by_element(op, facts_, *stack);
+  } else {
+    Call(facts_, *stack).run(op);
+  }
 }
 
 void run_unregistered(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {

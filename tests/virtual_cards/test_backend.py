@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from poolrt.errors import ConfigurationError
 from poolrt.units import MIB
 from poolrt.virtual_cards import backend
+from poolrt.virtual_cards.build import virtual_card_library
 
 
 def in_a_new_process(script: str) -> str:
@@ -102,6 +104,15 @@ x = torch.ones(1, device="vcard:0", requires_grad=True)
 print(x.grad.item())
 """
     assert in_a_new_process(script) == "6.0"
+
+
+def test_a_driver_table_of_another_build_is_refused():
+    """The compiled part and the backend are built apart; what does not fit is told by the table's size."""
+    library = ctypes.CDLL(str(virtual_card_library()))
+    library.vcard_last_error.restype = ctypes.c_char_p
+    stale_table = (ctypes.c_uint32 * 2)(8, 0)
+    assert library.vcard_load(ctypes.byref(stale_table)) != 0
+    assert b"reinstall poolrt" in library.vcard_last_error()
 
 
 def test_before_there_are_cards_torch_is_untouched():

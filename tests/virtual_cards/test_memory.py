@@ -96,7 +96,7 @@ def test_out_of_memory_anywhere_in_a_step_leaves_nothing_behind():
     step()
     peak = torch.vcard.max_memory_allocated(1)
     failed = set()
-    for capacity in range(held + 512, peak, max(512, (peak - held) // 40)):
+    for capacity in range(held + 512, peak, max(512, (peak - held) // 16)):
         torch.vcard.set_capacity(1, capacity)
         with pytest.raises(torch.OutOfMemoryError) as caught:
             step()

@@ -187,12 +187,33 @@ def test_an_operator_of_the_users_own_runs_its_cpu_kernel():
     library._destroy()
 
 
+def test_lists_may_span_cards():
+    def lists(first, second):
+        return [torch.ones(2, device=first), torch.arange(3.0, device=second)]
+
+    spread, host = lists("vcard:0", "vcard:1"), lists("cpu", "cpu")
+    for function in (
+        lambda tensors: torch._foreach_add(tensors, tensors),
+        lambda tensors: torch._foreach_mul(tensors, [2.0, 3.0]),
+        lambda tensors: torch._foreach_norm(tensors),
+        lambda tensors: torch._foreach_addcmul(tensors, tensors, tensors, value=0.5),
+        lambda tensors: torch._foreach_add_(tensors, 1.0) or tensors,
+    ):
+        for found, expected in zip(function(spread), function(host), strict=True):
+            assert torch.equal(found.cpu(), expected)
+    assert [tensor.device.index for tensor in torch._foreach_neg(spread)] == [0, 1]
+    with pytest.raises(RuntimeError, match=MIXED):
+        torch._foreach_add(spread, spread[::-1])
+
+
 def test_layouts_that_cards_do_not_hold_are_refused():
     x = torch.eye(3, device="vcard:0")
     with pytest.raises(NotImplementedError):
         x.to_sparse()
     with pytest.raises(NotImplementedError):
         x.to_mkldnn()
+    with pytest.raises(NotImplementedError):
+        torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
 
 
 def test_lazily_allocated_gradients_have_the_right_device():
