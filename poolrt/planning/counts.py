@@ -11,6 +11,11 @@ PER_CARD = 4
 """micro-batches per card from which on the bubble is negligible (GPipe, Huang et al. 2019, section 2.3)"""
 
 
+def in_words(count: int) -> str:
+    """1 micro-batch, 2 micro-batches."""
+    return f"{count} micro-batch{'es' if count != 1 else ''}"
+
+
 def micro_batch_counts(requested: MicroBatches, *, batch_size: int, cards: int, splittable: bool) -> tuple[int, ...]:
     """The numbers of micro-batches that planning considers, rising.
 

@@ -14,7 +14,8 @@ from rich.table import Table
 from poolrt.units import format_nbytes, format_seconds
 
 if TYPE_CHECKING:
-    from poolrt.planning.plan import CardPlan, Plan
+    from poolrt.planning.counts import in_words
+from poolrt.planning.plan import CardPlan, Plan
 
 _KINDS = ("weights", "gradients", "optimizer", "activations", "workspace")
 _WIDTH = 140
@@ -29,7 +30,7 @@ def explain(plan: Plan) -> str:
         console.print("The placement that comes closest:")
     console.print(_table(plan))
     console.print(
-        f"batch of {plan.batch_size} in {plan.micro_batches} micro-batches, schedule {plan.schedule}, optimizer "
+        f"batch of {plan.batch_size} in {in_words(plan.micro_batches)}, schedule {plan.schedule}, optimizer "
         f"{plan.optimizer}, predicted step {format_seconds(plan.predicted_step_s)}",
         soft_wrap=True,
         markup=False,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from poolrt.planning.candidate import Candidate
+from poolrt.planning.counts import in_words
 from poolrt.planning.plan import PredictedBytes
 from poolrt.planning.search import Search
 from poolrt.topology.topology import Card
@@ -73,8 +74,8 @@ def reason(
     of_them = f" of which {format_nbytes(usable)} may be used" if usable < card.memory_bytes else ""
     return (
         f"card {card.index} ({card.name}) has {format_nbytes(card.memory_bytes)}{of_them}, but would need "
-        f"{format_nbytes(predicted.total)} with a batch of {batch_size} in {miss.candidate.micro_batches} "
-        f"micro-batches: {format_nbytes(predicted.total - usable)} too little. It would hold {_by_kind(predicted)}. "
+        f"{format_nbytes(predicted.total)} with a batch of {batch_size} in {in_words(miss.candidate.micro_batches)}: "
+        f"{format_nbytes(predicted.total - usable)} too little. It would hold {_by_kind(predicted)}. "
         f"To make it fit: {'; or '.join(_remedies(miss, cards, largest_batch, other_counts))}."
     )
 
@@ -86,7 +87,7 @@ def _by_kind(predicted: PredictedBytes) -> str:
 def _remedies(miss: NearMiss, cards: Sequence[Card], largest_batch: int, other_counts: Sequence[int]) -> list[str]:
     remedies = []
     if other_counts:
-        remedies.append(f"{other_counts[0]} micro-batches")
+        remedies.append(in_words(other_counts[0]))
     if largest_batch:
         remedies.append(f"a batch of at most {largest_batch} samples")
     sizes = {card.memory_bytes for card in cards}
