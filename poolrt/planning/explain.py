@@ -11,11 +11,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from poolrt.planning.counts import in_words
 from poolrt.units import format_nbytes, format_seconds
 
 if TYPE_CHECKING:
-    from poolrt.planning.counts import in_words
-from poolrt.planning.plan import CardPlan, Plan
+    from poolrt.planning.plan import CardPlan, Plan
 
 _KINDS = ("weights", "gradients", "optimizer", "activations", "workspace")
 _WIDTH = 140
