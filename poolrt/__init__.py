@@ -1,17 +1,19 @@
 """Several GPUs train one PyTorch model as if they were one card with the sum of their memory."""
 
-from poolrt.api import discover, logical, plan, report, shard, virtual
+from poolrt.api import discover, logical, plan, report, shard, verify, virtual
 from poolrt.errors import PoolrtError
 from poolrt.planning.plan import Plan
 from poolrt.reporting import Report
 from poolrt.runtime.out_of_memory import OutOfMemoryError
 from poolrt.runtime.splitting import SplitWarning
 from poolrt.topology.topology import Card, Link, Topology
+from poolrt.verification import Comparison, Verification
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Card",
+    "Comparison",
     "Link",
     "OutOfMemoryError",
     "Plan",
@@ -19,10 +21,12 @@ __all__ = [
     "Report",
     "SplitWarning",
     "Topology",
+    "Verification",
     "discover",
     "logical",
     "plan",
     "report",
     "shard",
+    "verify",
     "virtual",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,6 +27,7 @@ from poolrt.topology.discover import discover_cuda
 from poolrt.topology.request import CudaRequest, LogicalRequest, VirtualRequest, parse_cards
 from poolrt.topology.topology import Topology
 from poolrt.units import parse_nbytes
+from poolrt.verification import Verification, verify_step
 from poolrt.virtual_cards import backend
 
 DEFAULT_VIRTUAL_CARDS = 2
@@ -209,6 +210,34 @@ def report(model: nn.Module) -> Report:
     if pooled is None or pooled.plan is None:
         raise ModelError(f"{type(model).__name__} is not sharded or has seen no batch: nothing to report yet")
     return make_report(pooled.plan, pooled.devices, pooled.step_s)
+
+
+def verify(
+    model_fn: Callable[[], nn.Module],
+    sample: Any,
+    *,
+    topology: Topology | None = None,
+    micro_batches: int | Literal["auto"] = "auto",
+    batch_dim: int = 0,
+) -> Verification:
+    """Prove it on your own model: one step sharded against one unsharded, every output and every gradient.
+
+    Args:
+        model_fn: makes the model; called once, its result runs where it is made.
+        sample: one batch as you would give it to the model.
+        topology: the cards; None discovers them.
+        micro_batches: a number, or "auto".
+        batch_dim: the dimension of inputs along which samples lie.
+
+    Returns:
+        What was compared; see `ok`, and print it.
+    """
+    cards = discover() if topology is None else topology
+
+    def pool(model: nn.Module) -> nn.Module:
+        return shard(model, topology=cards, sample=sample, micro_batches=micro_batches, batch_dim=batch_dim)
+
+    return verify_step(model_fn, sample, pool, lambda model: report(model).plan)
 
 
 def _check_model(model: nn.Module) -> None:

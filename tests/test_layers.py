@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "planning": FOUNDATION | {"topology"},
     "virtual_cards": FOUNDATION | {"topology", "_C"},
     "reporting": FOUNDATION | {"planning", "topology"},
+    "verification": FOUNDATION | {"planning", "runtime"},
     "runtime": FOUNDATION | {"planning", "memory", "transfer", "topology"},
 }
 ABOVE_ALL = {"api", "cli", "integrations", "__init__", "__main__"}
