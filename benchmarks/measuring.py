@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import nn
+
+_stderr = Console(stderr=True)
 
 Times = dict[str, list[float]]
 """seconds of every round, by contender"""
@@ -32,7 +36,8 @@ def interleaved(contenders: Mapping[str, Callable[[], float | None]], rounds: in
         Seconds per contender, one for each round, in order.
     """
     times: Times = {name: [] for name in contenders}
-    for turn in range(warmup + rounds):
+    turns = range(warmup + rounds)
+    for turn in track(turns, description=f"{len(contenders)} contenders, in turn", console=_stderr, transient=True):
         for name, run in contenders.items():
             start = time.perf_counter()
             reported = run()
