@@ -46,6 +46,8 @@ class _Measured:
     forward_workspace_nbytes: int = 0
     backward_workspace_nbytes: int = 0
     output_nbytes: int = 0
+    glue_saved_nbytes: int = 0
+    glue_workspace_nbytes: int = 0
 
     def facts(self) -> CallFacts:
         return CallFacts(
@@ -56,6 +58,8 @@ class _Measured:
             forward_workspace_nbytes=self.forward_workspace_nbytes,
             backward_workspace_nbytes=self.backward_workspace_nbytes,
             output_nbytes=self.output_nbytes,
+            glue_saved_nbytes=self.glue_saved_nbytes,
+            glue_workspace_nbytes=self.glue_workspace_nbytes,
         )
 
 
@@ -81,6 +85,8 @@ class Probed:
 
     calls: list[CallFacts]
     output_nbytes: int
+    returns_loss: bool = False
+    """whether an output is a scalar to start a backward from"""
     unreached: list[Layer] = field(default_factory=list)
     """layers with children that were called although the layer itself never was"""
 
@@ -108,7 +114,12 @@ def probe(model: nn.Module, forward: Callable[..., Any], layers: Sequence[Layer]
         for layer in layers
         if layer.module not in called and any(child in called for child in layer.module.modules())
     ]
-    return Probed([measured.facts() for measured in walker.calls], _nbytes(output), unreached)
+    return Probed(
+        calls=[measured.facts() for measured in walker.calls],
+        output_nbytes=_nbytes(output),
+        returns_loss=bool(_losses(output)),
+        unreached=unreached,
+    )
 
 
 class _ProbeWalker:
@@ -180,7 +191,9 @@ class _ProbeWalker:
             return
         measured = self.calls[-1]
         measured.glue_s += time.perf_counter() - self._started
-        measured.saved_nbytes += self._saved.nbytes - self._saved_before
+        saved = self._saved.nbytes - self._saved_before
+        measured.saved_nbytes += saved
+        measured.glue_saved_nbytes += saved
         peak = self._watch.peak - max(self._watch.live_nbytes(), self._live_before)
         measured.forward_workspace_nbytes = max(measured.forward_workspace_nbytes, peak)
 
@@ -203,9 +216,10 @@ class _ProbeWalker:
             return
         measured = self.calls[-1]
         started = time.perf_counter()
-        workspace = self._differentiate(flatten(output).tensors, self._glue_outputs, len(self._glue_outputs))
+        roots = _losses(output) or flatten(output).tensors
+        workspace = self._differentiate(roots, self._glue_outputs, len(self._glue_outputs))
         measured.backward_s += time.perf_counter() - started
-        measured.backward_workspace_nbytes = max(measured.backward_workspace_nbytes, workspace)
+        measured.glue_workspace_nbytes = workspace
 
     def _differentiate(self, outputs: Sequence[Tensor], wanted: Sequence[Tensor], activations: int) -> int:
         """Backward from gradients of ones; the peak above what was live, less the gradients of parameters.
@@ -216,9 +230,13 @@ class _ProbeWalker:
         if not roots or not wanted:
             return 0
         before = self._watch.mark()
-        gradients = torch.autograd.grad(
-            roots, wanted, [torch.ones_like(t) for t in roots], allow_unused=True, retain_graph=False
-        )
+        ones = [torch.ones_like(t) for t in roots]
+        try:
+            gradients = torch.autograd.grad(roots, wanted, ones, allow_unused=True, retain_graph=False)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # a part of its graph belongs to another layer (a shared cache) and is gone already
+            return 0
         of_parameters = sum(g.nbytes for g in gradients[activations:] if g is not None)
         return max(0, self._watch.peak - before - of_parameters)
 
@@ -240,6 +258,10 @@ def _cut(value: Any) -> tuple[Any, list[Tensor]]:
         return severed
 
     return map_tensors(value, cut), leaves
+
+
+def _losses(output: Any) -> list[Tensor]:
+    return [t for t in flatten(output).tensors if t.dim() == 0 and t.requires_grad]
 
 
 def _nbytes(value: Any) -> int:

@@ -81,6 +81,7 @@ def make_profile(
         input_nbytes=input_nbytes,
         gathered_nbytes=probed.output_nbytes if gathered else 0,
         output_nbytes=probed.output_nbytes,
+        returns_loss=probed.returns_loss,
     )
 
 
