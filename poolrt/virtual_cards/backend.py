@@ -21,7 +21,6 @@ from torch.utils.backend_registration import generate_methods_for_privateuse1_ba
 from poolrt import _C
 from poolrt.errors import ConfigurationError, DriverError
 from poolrt.virtual_cards import device_module
-from poolrt.virtual_cards.build import virtual_card_library
 
 DEVICE_TYPE = "vcard"
 MAX_CARDS = _C.MAX_CARDS
@@ -74,6 +73,8 @@ def _load(capacities: Sequence[int]) -> None:
             "this process uses CUDA already, and virtual cards would take CUDA's place as torch's accelerator; "
             "make the virtual cards in a process of their own (CUDA_VISIBLE_DEVICES= hides the GPUs)"
         )
+    from poolrt.virtual_cards.build import virtual_card_library  # here: `-m poolrt.virtual_cards.build` runs it
+
     library = ctypes.CDLL(str(virtual_card_library()))
     library.vcard_load.argtypes = [ctypes.c_void_p]
     library.vcard_last_error.restype = ctypes.c_char_p

@@ -13,6 +13,8 @@ from poolrt.virtual_cards import backend
 
 @pytest.fixture(autouse=True)
 def two_cards(one_thread: None) -> Iterator[None]:
+    if torch.cuda.is_initialized():
+        pytest.skip("this process uses CUDA, which virtual cards would hide; run with CUDA_VISIBLE_DEVICES=")
     backend.configure([GIB, GIB])
     torch.vcard.set_device(0)
     yield

@@ -105,7 +105,7 @@ def test_out_of_memory_anywhere_in_a_step_leaves_nothing_behind():
         del caught
         gc.collect()
         assert used(1) == held
-    assert len(failed) > 3
+    assert len(failed) >= 3
     torch.vcard.set_capacity(1, peak)
     step()
     assert used(1) == held
