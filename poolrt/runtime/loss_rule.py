@@ -34,7 +34,7 @@ def loss_rule(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         return None
     scores, target = args
     if reduction == "sum":
-        return Sum()
+        return Sum(items=(float(scores.numel()),))
     if reduction == "batchmean":
         return Mean((Denominator(float(scores.shape[0])),))
     if reduction != "mean":

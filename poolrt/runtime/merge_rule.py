@@ -110,7 +110,7 @@ def _rule_for_one(
 ) -> Rule | None:
     told = rule_of(first)
     if function in _SUMS:
-        return Sum() if first.dim() > 0 else told
+        return Sum(items=(float(first.numel()),)) if first.dim() > 0 else told
     if function in _MEANS:
         return Mean((Denominator(float(first.numel())),)) if first.dim() > 0 else told
     if function in _PASSES_ON:
@@ -120,7 +120,7 @@ def _rule_for_one(
         return told if isinstance(told, (Sum, Mean)) else None
     if function in _CLAMPS and isinstance(told, Sum):
         least = _least(args, kwargs)
-        return None if least is None else ClampedSum(Denominator(first.detach(), least), told.constants)
+        return None if least is None else ClampedSum(Denominator(first.detach(), least), told.constants, told.items)
     return None
 
 
@@ -155,10 +155,11 @@ def _added(left: Any, right: Any, result: Tensor) -> Rule | None:
         return Mean(
             told_left.denominators + told_right.denominators,
             told_left.constants + told_right.constants,
+            told_left.items + told_right.items,
             told_left.shifted or told_right.shifted,
         )
     if isinstance(told_left, Sum) and isinstance(told_right, Sum):
-        return Sum(told_left.constants + told_right.constants)
+        return Sum(told_left.constants + told_right.constants, told_left.items + told_right.items)
     if told_left is not None and told_right is not None:
         return None
     told = told_left or told_right
@@ -175,7 +176,7 @@ def _scaled(function: Callable[..., Any], left: Any, right: Any, result: Tensor)
     """A scalar times or over a constant keeps its rule; a sum over a sum is a mean with the latter as denominator."""
     told_left, told_right = _told(left), _told(right)
     if told_left is not None and told_right is not None:
-        return _quotient(told_left, told_right, right) if function in _DIVISIONS else None
+        return _quotient(told_left, told_right, right, result) if function in _DIVISIONS else None
     if told_left is None and function in _DIVISIONS:
         return None
     told = told_left or told_right
@@ -185,15 +186,17 @@ def _scaled(function: Callable[..., Any], left: Any, right: Any, result: Tensor)
     return replace(told, constants=(*told.constants, constant))
 
 
-def _quotient(told_left: Rule, told_right: Rule, right: Tensor) -> Mean | None:
+def _quotient(told_left: Rule, told_right: Rule, right: Tensor, result: Tensor) -> Mean | None:
     # A denominator that learns has a gradient of its own, which is not the mean of the micro-batches' gradients.
     if not isinstance(told_left, Sum) or right.requires_grad:
         return None
     if isinstance(told_right, Sum):
-        return Mean((Denominator(right.detach()),), told_left.constants + told_right.constants)
-    if isinstance(told_right, ClampedSum):
-        return Mean((told_right.denominator,), told_left.constants + told_right.constants)
-    return None
+        denominator = Denominator(right.detach(), quotient=result.detach().clone())
+    elif isinstance(told_right, ClampedSum):
+        denominator = told_right.denominator
+    else:
+        return None
+    return Mean((denominator,), told_left.constants + told_right.constants, told_left.items + told_right.items)
 
 
 _SUMS: set[Callable[..., Any]] = {torch.sum, Tensor.sum}

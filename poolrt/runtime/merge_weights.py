@@ -43,15 +43,27 @@ def merge_weights(path: str, rules: Sequence[Rule | None]) -> list[float]:
     )
 
 
-def counts_add_up(whole: Rule | None, parts: Sequence[Rule | None]) -> bool:
-    """Whether what a mean divides by is counted over the batch: only then its weights hold for other batches too."""
-    if not isinstance(whole, Mean):
+def stories_agree(whole: Rule | None, parts: Sequence[Rule | None]) -> bool:
+    """Whether the parts' stories make the whole's: the same constants, and counts that add up.
+
+    Values may agree by chance in one batch (all sizes even, all zero); what agrees here does so in other batches too.
+    """
+    if not isinstance(whole, (Sum, Mean)):
         return True
-    rows = [[float(d.counted) for d in part.denominators] for part in parts if isinstance(part, Mean)]
-    if len(rows) < len(parts) or any(len(row) != len(whole.denominators) for row in rows):
+    rows = [(part.constants, _counts(part)) for part in parts if isinstance(part, (Sum, Mean))]
+    if len(rows) < len(parts) or any(len(counts) != len(_counts(whole)) for _, counts in rows):
         return False
-    sums = [sum(column) for column in zip(*rows, strict=True)]
-    return all(math.isclose(float(d.counted), n, rel_tol=1e-6) for d, n in zip(whole.denominators, sums, strict=True))
+    constants = [float(constant) for constant in whole.constants]
+    if any([float(constant) for constant in own] != constants for own, _ in rows):
+        return False
+    sums = [sum(column) for column in zip(*(counts for _, counts in rows), strict=True)]
+    return all(math.isclose(count, n, rel_tol=1e-6) for count, n in zip(_counts(whole), sums, strict=True))
+
+
+def _counts(rule: Sum | Mean) -> list[float]:
+    """Everything that must add up over the batch."""
+    denominators = rule.denominators if isinstance(rule, Mean) else ()
+    return [*rule.items, *(float(denominator.counted) for denominator in denominators)]
 
 
 def _check_constants(path: str, rows: Sequence[Sequence[Number]]) -> None:
@@ -72,7 +84,14 @@ def _weights_of_means(path: str, means: Sequence[Mean]) -> list[float]:
         raise CannotMergeError(
             f"output {path!r} adds a number to a mean over so few items that its denominator is clamped"
         )
+    if any(share == 0 and not _all_nothing(mean) for share, mean in zip(columns[0], means, strict=True)):
+        raise CannotMergeError(f"output {path!r} divides something by zero in a micro-batch")
     return columns[0]
+
+
+def _all_nothing(mean: Mean) -> bool:
+    """Whether nothing was divided by nothing, as far as it was watched; something would be lost with a weight of 0."""
+    return all(d.quotient is None or bool(d.quotient.isnan()) for d in mean.denominators)
 
 
 def _shares(denominators: Sequence[Denominator]) -> list[float]:

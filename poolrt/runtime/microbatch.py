@@ -121,7 +121,7 @@ def _weights(leaves: Sequence[Leaf]) -> list[float]:
     path = leaves[0].path
     weights = merge_weights(path, [rule_of(leaf.tensor) for leaf in leaves])
     if any(weight == 0 and not leaf.tensor.isnan() for weight, leaf in zip(weights, leaves, strict=True)):
-        raise CannotMergeError(f"output {path!r} divides by zero in a micro-batch, and not zero by zero")
+        raise CannotMergeError(f"output {path!r} has a value in a micro-batch in which nothing counts")
     return weights
 
 

@@ -18,6 +18,8 @@ class Denominator:
     """the items that count; those of the micro-batches add up to those of the whole batch"""
     least: float = -math.inf
     """what a clamp keeps the division from falling below"""
+    quotient: Tensor | None = None
+    """what came out, where poolrt cannot know that nothing over nothing is no number"""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Sum:
 
     constants: tuple[Number, ...] = ()
     """what it was multiplied with; must be the same in every micro-batch"""
+    items: tuple[float, ...] = ()
+    """how many items were summed; those of the micro-batches add up to those of the whole batch"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class ClampedSum:
 
     denominator: Denominator
     constants: tuple[Number, ...] = ()
+    items: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Mean:
 
     denominators: tuple[Denominator, ...]
     constants: tuple[Number, ...] = ()
+    items: tuple[float, ...] = ()
     shifted: bool = False
     """a constant was added, so the weights must add up to one"""
 

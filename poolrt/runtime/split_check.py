@@ -15,7 +15,7 @@ from torch import Tensor
 from poolrt.runtime.closeness import is_close
 from poolrt.runtime.machine import Machine
 from poolrt.runtime.merge_rule import rule_of
-from poolrt.runtime.merge_weights import CannotMergeError, counts_add_up
+from poolrt.runtime.merge_weights import CannotMergeError, stories_agree
 from poolrt.runtime.microbatch import Call, OutputRule, batch_size_of, gather, scatter
 from poolrt.runtime.model_state import GeneratorStates, ModelState, state_restored
 from poolrt.runtime.no_dropout import no_dropout
@@ -104,8 +104,10 @@ def _compare(whole: Tree, parts: Sequence[Tree], batch_dim: int) -> Verdict:
 def _find_rule(whole: Leaf, parts: Sequence[Leaf], batch_dim: int) -> OutputRule | str:
     """The rule that gives the whole's tensor from the parts', or a sentence why there is none."""
     if whole.tensor.dim() == 0 and any(rule_of(leaf.tensor) is not None for leaf in (whole, *parts)):
-        if not counts_add_up(rule_of(whole.tensor), [rule_of(leaf.tensor) for leaf in parts]):
-            return f"output {whole.path!r} is a mean over something that the parts of the batch have in common"
+        if not stories_agree(rule_of(whole.tensor), [rule_of(leaf.tensor) for leaf in parts]):
+            return (
+                f"output {whole.path!r} is made otherwise from the whole batch than from its parts (other counts, say)"
+            )
         return _try(OutputRule("scalar"), whole, parts)
     tensors = [leaf.tensor for leaf in parts]
     dims = [d for d in range(whole.tensor.dim()) if _adds_up(whole.tensor, tensors, d)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from poolrt.runtime.crossing import Crossings
 from poolrt.runtime.glue import Glue
 from poolrt.runtime.merge_rule import rule_of
-from poolrt.runtime.merge_weights import CannotMergeError, counts_add_up
+from poolrt.runtime.merge_weights import CannotMergeError, stories_agree
 from poolrt.runtime.microbatch import OutputRule, gather, split_gradient
 from poolrt.runtime.rules import Mean, Sum, Unknown
 from poolrt.runtime.trees import Leaf, Tree
@@ -69,9 +69,9 @@ def assert_merges(loss: Loss, scores: Tensor, *batch: Tensor) -> None:
 
 
 def assert_refused(loss: Loss, *batch: Tensor) -> None:
-    """Neither merged, nor passed by the check that compares the whole batch's story with its parts'."""
+    """Either not merged, or caught by the check that compares the whole batch's story with its parts'."""
     parts = parts_of(loss, *batch)
-    if counts_add_up(rule_of(watched(loss, *batch)), [rule_of(part) for part in parts]):
+    if stories_agree(rule_of(watched(loss, *batch)), [rule_of(part) for part in parts]):
         with pytest.raises(CannotMergeError):
             merge(parts)
 
@@ -195,6 +195,13 @@ def test_infinity_in_one_part_is_not_dropped_as_nothing_would_be() -> None:
     boxes = torch.tensor([1.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
     with pytest.raises(CannotMergeError, match="zero"):
         merge(parts_of(lambda x, n: x.sum() / n.sum(), anchors, boxes))
+
+
+def test_infinity_is_not_hidden_by_another_term_that_is_not_a_number() -> None:
+    anchors = torch.rand(ROWS, 3, dtype=torch.float64)
+    boxes = torch.tensor([1.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    with pytest.raises(CannotMergeError, match="zero"):
+        merge(parts_of(lambda x, n: n.sum() / n.sum() + x.sum() / n.sum(), anchors, boxes))
 
 
 def test_a_clamped_denominator_keeps_the_loss_of_parts_in_which_nothing_counts() -> None:
@@ -337,6 +344,14 @@ def test_a_mean_over_what_the_parts_have_in_common_is_refused(scores: Tensor) ->
     assert_refused(lambda x: F.mse_loss(x.mean(0), torch.zeros(CLASSES, dtype=torch.float64)), scores)
     mask = torch.ones(ROWS, CLASSES, dtype=torch.float64)
     assert_refused(lambda x, m: ((x * m).sum(0) / m.sum(0)).mean(), scores, mask)
+
+
+def test_a_loss_of_zero_in_the_first_batch_proves_nothing() -> None:
+    """A head that starts at zero: any wrong merge of its loss gives zero as well."""
+    zeros = torch.zeros(ROWS, 2, dtype=torch.float64)
+    assert_refused(lambda x: x.sum() / len(x), zeros)
+    assert_refused(lambda x: x.mean(0).sum(), zeros)
+    assert_refused(lambda x: x.mean() * x.numel(), zeros)
 
 
 def test_losses_put_into_one_tensor_are_refused(scores: Tensor, labels: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolrt.runtime.merge_weights import CannotMergeError, counts_add_up, merge_weights
+from poolrt.runtime.merge_weights import CannotMergeError, merge_weights, stories_agree
 from poolrt.runtime.rules import ClampedSum, Denominator, Mean, Rule, Sum, Unknown
 
 
@@ -70,10 +70,17 @@ def test_several_denominators_that_split_alike() -> None:
 
 
 def test_counts_of_the_parts_must_add_up_to_the_wholes() -> None:
-    assert counts_add_up(mean(4.0), [mean(3.0), mean(1.0)])
-    assert not counts_add_up(mean(4.0), [mean(4.0), mean(4.0)])
-    assert not counts_add_up(mean(4.0, 5.0), [mean(3.0, 5.0), mean(1.0, 5.0)])
-    assert not counts_add_up(mean(4.0), [mean(3.0), Sum()])
-    assert not counts_add_up(mean(4.0), [mean(3.0), mean(1.0, 1.0)])
-    assert counts_add_up(Sum(), [Sum(), Sum()])
-    assert counts_add_up(mean(0.0), [mean(0.0), mean(0.0)])
+    assert stories_agree(mean(4.0), [mean(3.0), mean(1.0)])
+    assert not stories_agree(mean(4.0), [mean(4.0), mean(4.0)])
+    assert not stories_agree(mean(4.0, 5.0), [mean(3.0, 5.0), mean(1.0, 5.0)])
+    assert not stories_agree(mean(4.0), [mean(3.0), Sum()])
+    assert not stories_agree(mean(4.0), [mean(3.0), mean(1.0, 1.0)])
+    assert stories_agree(Sum(items=(4.0,)), [Sum(items=(3.0,)), Sum(items=(1.0,))])
+    assert not stories_agree(Sum(items=(4.0,)), [Sum(items=(4.0,)), Sum(items=(4.0,))])
+    assert stories_agree(mean(0.0), [mean(0.0), mean(0.0)])
+
+
+def test_constants_of_the_parts_must_be_the_wholes() -> None:
+    assert stories_agree(Sum((2.0,)), [Sum((torch.tensor(2.0),)), Sum((2.0,))])
+    assert not stories_agree(Sum((8.0,)), [Sum((4.0,)), Sum((4.0,))])
+    assert not stories_agree(mean(4.0, constants=(1.0,)), [mean(3.0), mean(1.0)])
