@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from poolrt.errors import ConfigurationError
 
@@ -35,7 +36,7 @@ def _parse_text(text: str) -> int:
     scale = match and {**_BINARY, **_DECIMAL}.get(match["unit"].lower())
     if not match or not scale:
         raise ConfigurationError(f"cannot read {text!r} as a size; write a number and KiB, MiB, GiB, TiB, MB or GB")
-    return int(float(match["number"]) * scale)
+    return int(Decimal(match["number"]) * scale)
 
 
 def format_nbytes(nbytes: float) -> str:

@@ -87,10 +87,10 @@ def _message(
 
 
 def card_named_in(error: torch.OutOfMemoryError, devices: Sequence[torch.device]) -> int | None:
-    """The card a lane marked on `error`, else the one whose device the message names; None for the host."""
-    marked: int | None = getattr(error, "card", None)
+    """The card whose device the message names; of several on one device, the one a lane marked. None for the host."""
     named = re.search(r"(?:vcard:|GPU )(\d+)", str(error))
-    if marked is not None or named is None:
-        return marked
-    ordinals = [device.index for device in devices]
-    return ordinals.index(int(named[1])) if int(named[1]) in ordinals else None
+    if named is None:
+        return None
+    cards = [card for card, device in enumerate(devices) if device.index == int(named[1])]
+    marked: int | None = getattr(error, "card", None)
+    return marked if marked in cards else next(iter(cards), None)
