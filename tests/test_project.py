@@ -16,9 +16,8 @@ import poolrt
 ROOT = Path(__file__).parents[1]
 TEXT = {".py", ".pyi", ".md", ".toml", ".cpp", ".hpp", ".cu", ".json", ".yml", ".yaml", ".txt", ""}
 ABSOLUTE_PATH = re.compile(r"(?<![\w.\-/:$)}])/(?:work|home|opt|root|mnt|Users|srv|data)/\w")
-UNFINISHED = re.compile(
-    r"\b(?:" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3, "raise Not" + "ImplementedError")) + r")\b"
-)
+_SIGNS = ("TO" + "DO", "FIX" + "ME", "X" * 3, "raise Not" + "ImplementedError")
+UNFINISHED = re.compile(rf"\b(?:{'|'.join(_SIGNS)})\b")
 
 
 def tracked_files() -> list[Path]:
