@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 Rebuild = Callable[[Iterator[Tensor]], Any]
 
@@ -163,6 +164,8 @@ class _Walk:
         return rebuild
 
     def _sequence(self, value: tuple[Any, ...] | list[Any], path: str) -> Rebuild:
+        if isinstance(value, PackedSequence):
+            return self._packed(value, path)
         parts = [self.visit(part, _join(path, index)) for index, part in enumerate(value)]
 
         def rebuild(tensors: Iterator[Tensor]) -> Any:
@@ -170,6 +173,15 @@ class _Walk:
             return type(value)(*filled) if hasattr(value, "_fields") else type(value)(filled)
 
         return rebuild
+
+    def _packed(self, value: PackedSequence, path: str) -> Rebuild:
+        """Its batch sizes are no data: torch wants them on the host, whatever card the data is on."""
+        data, *indices = (
+            self.visit(part, _join(path, name))
+            for name, part in zip(value._fields, value, strict=True)
+            if name != "batch_sizes"
+        )
+        return lambda tensors: PackedSequence(data(tensors), value.batch_sizes, *(index(tensors) for index in indices))
 
     def _object(self, value: Any, attributes: Mapping[str, Any], path: str) -> Rebuild:
         before = len(self.leaves)

@@ -97,11 +97,14 @@ def test_named_results_of_torch() -> None:
     assert torch.equal(new.values, 2 * result.values)
 
 
-def test_a_packed_sequence() -> None:
-    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
-    new = map_tensors(packed, lambda t: t.clone())
+def test_a_packed_sequence_keeps_its_batch_sizes() -> None:
+    packed = nn.utils.rnn.pack_sequence([torch.ones(1, 2), torch.ones(3, 2)], enforce_sorted=False)
+    assert paths(packed) == ["data", "sorted_indices", "unsorted_indices"]
+    new = map_tensors(packed, lambda t: t + 1)
     assert type(new) is type(packed)
-    assert torch.equal(new.data, packed.data)
+    assert torch.equal(new.data, packed.data + 1)
+    assert new.batch_sizes is packed.batch_sizes
+    assert torch.equal(new.unsorted_indices, packed.unsorted_indices + 1)
 
 
 def test_model_output_agrees_with_itself_as_attributes_and_as_items() -> None:
