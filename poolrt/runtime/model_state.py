@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import random
 import sys
+import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +17,12 @@ from torch import Tensor, nn
 from poolrt.runtime.trees import Tree, flatten
 
 _BOOKKEEPING = frozenset(nn.Module().__dict__)
-_KINDS = (Tensor, int, float, list, dict, tuple)
+_CONTAINERS = (list, dict, tuple)
+_KINDS = (Tensor, int, float, *_CONTAINERS)
 _NOT_STATE = (bool, nn.Parameter)
+_CLOSED = (Tensor, nn.Module, type, types.ModuleType)
+_MOST_OBJECTS = 10_000
+"""how many containers and objects are looked into; a model may hold a whole data set"""
 
 
 class ModelState:
@@ -27,9 +33,8 @@ class ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self._kept = [
-            _Kept(f"{path}.{name}" if path else name, holder, name, value)
-            for path, module in model.named_modules()
-            for holder in (module._buffers, module.__dict__)
+            _Kept(_join(path, name), holder, name, value)
+            for path, holder in _holders(model)
             for name, value in holder.items()
             if name not in _BOOKKEEPING and isinstance(value, _KINDS) and not isinstance(value, _NOT_STATE)
         ]
@@ -47,6 +52,39 @@ class ModelState:
             if kept.path not in before or not kept.is_close_to(before[kept.path]):
                 return kept.path
         return None
+
+
+def _holders(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path, attributes) of the model's modules, and of the plain objects they hold: a cache, a context, a config."""
+    met: set[int] = set()
+    waiting: list[tuple[str, Any]] = []
+    for path, module in model.named_modules():
+        yield path, module._buffers
+        yield path, module.__dict__
+        waiting += [(_join(path, name), value) for name, value in module.__dict__.items() if name not in _BOOKKEEPING]
+    while waiting and len(met) < _MOST_OBJECTS:
+        path, value = waiting.pop()
+        parts = _parts(value)
+        if not parts or id(value) in met:
+            continue
+        met.add(id(value))
+        waiting += [(_join(path, name), part) for name, part in parts]
+        if not isinstance(value, _CONTAINERS):
+            yield path, vars(value)
+
+
+def _parts(value: Any) -> list[tuple[Any, Any]]:
+    """(name, part) of what a container or a plain object holds."""
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, _CONTAINERS):
+        return list(enumerate(value))
+    closed = callable(value) or isinstance(value, _CLOSED) or not hasattr(value, "__dict__")
+    return [] if closed else list(vars(value).items())
+
+
+def _join(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else str(name)
 
 
 class _Kept:
@@ -131,7 +169,8 @@ class GeneratorStates:
 
 
 def _numpy_random() -> Any:
-    return sys.modules.get("numpy.random")
+    """numpy.random, which numpy itself loads only when it is asked for; None where numpy is not in use."""
+    return importlib.import_module("numpy.random") if "numpy" in sys.modules else None
 
 
 def _same(tensor: Tensor, copy: Tensor) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from poolrt.runtime.attribute_watch import attributes_watched
 from poolrt.runtime.closeness import is_close
 from poolrt.runtime.machine import Machine
 from poolrt.runtime.merge_rule import rule_of
@@ -56,12 +57,16 @@ def _check(machine: Machine, call: Call, orders: dict[int, Orders], micro_batche
     model = machine.placement.model
     with state_restored(model, machine.devices), torch.no_grad(), no_dropout(model):
         before, generators = ModelState(model), GeneratorStates(machine.devices)
-        whole = _run(machine, [call], orders[1])
+        with attributes_watched() as attributes:
+            whole = _run(machine, [call], orders[1])
         if isinstance(whole, str):  # it may want gradients; if the batch is at fault, its own run will say so
             return Verdict(why_not=f"its forward does not run without gradients: {whole}")
         drawn = GeneratorStates(machine.devices).first_difference(generators)
         if drawn:
             return Verdict(why_not=f"its forward draws random numbers from {drawn} (besides dropout)")
+        gone = attributes.gone(model)
+        if gone:
+            return Verdict(why_not=f"{gone!r} holds a tensor while the forward runs, and the parts share it")
         after_whole = ModelState(model)
         before.restore()
         parts = _run(machine, scatter(call, micro_batches, batch_dim), orders[micro_batches])

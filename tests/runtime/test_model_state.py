@@ -67,6 +67,31 @@ def test_what_a_forward_keeps_is_named_and_put_back(kind: str) -> None:
     assert str(model[0].remembered) == str(KINDS[kind]())
 
 
+class Context:
+    def __init__(self) -> None:
+        self.mask = torch.zeros(2)
+        self.inner = [{"deep": self}, None]
+        self.steps = 0
+
+
+@pytest.mark.parametrize("hold", [lambda c: c, lambda c: [c], lambda c: {"a": (c,)}], ids=["itself", "list", "dict"])
+def test_objects_that_modules_hold_are_looked_into(hold: Any) -> None:
+    context = Context()
+    model = nn.Sequential(nn.Linear(1, 1))
+    model[0].context = hold(context)
+    before = ModelState(model)
+    own = context.mask
+    context.mask = torch.ones(2)
+    context.steps += 1
+    changed = ModelState(model).changes_since(before)
+    assert changed.startswith("0.context")
+    assert changed.endswith(("mask", "steps"))
+    before.restore()
+    assert context.mask is own
+    assert context.steps == 0
+    assert ModelState(model).changes_since(before) is None
+
+
 def test_flags_of_what_was_done_once_stay() -> None:
     """transformers notes in a flag that hooks are installed; set back, they would be installed twice."""
     model = Recorder(0)

@@ -36,12 +36,11 @@ class Model(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
         self.calls = 0
         self.log: list[Tensor] = []
+        self.context = Context()
         self.body = body
 
     def forward(self, x: Tensor, *more: Any, **options: Any) -> Any:
-        self.hidden = self.second(self.middle(self.first(x)))
-        hidden, self.hidden = self.hidden, None
-        return self.body(self, hidden, *more, **options)
+        return self.body(self, self.second(self.middle(self.first(x))), *more, **options)
 
 
 def machine_for(model: nn.Module, devices: Devices) -> tuple[Machine, CardOrders]:
@@ -157,6 +156,29 @@ def kept_activation(m: Model, h: Tensor) -> Tensor:
     return h
 
 
+def passing_mask(m: Model, h: Tensor) -> Tensor:
+    m.mask = (h > 0).to(h.dtype)
+    h = m.second(h) * m.mask
+    m.mask = None
+    return h
+
+
+def passing_attribute(m: Model, h: Tensor) -> Tensor:
+    m.second.scale = h.detach().abs().sum(-1, keepdim=True)
+    h = m.second(h) * m.second.scale
+    del m.second.scale
+    return h
+
+
+class Context:
+    mask: Tensor | None = None
+
+
+def object_with_mask(m: Model, h: Tensor) -> Tensor:
+    m.context.mask = (h > 0).to(h.dtype)
+    return m.second(h) * m.context.mask
+
+
 def draw_on_the_card(m: Model, h: Tensor) -> Tensor:
     return h + torch.rand((), device=h.device)
 
@@ -182,6 +204,9 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "a list that grows": (diary, "'log' is changed"),
     "a buffer": (running_mean, "'seen' is changed"),
     "an activation kept": (kept_activation, "'last' is changed"),
+    "a mask kept for a while": (passing_mask, "'mask' holds a tensor while"),
+    "an attribute of a layer": (passing_attribute, "'second.scale' holds a tensor while"),
+    "a mask in an object": (object_with_mask, "'context.mask' is changed"),
     "noise": (draw_on_the_card, "draws random numbers from a card's generator"),
     "Python's random": (python_draw, "Python's random module"),
     "positions by the batch's size": (
