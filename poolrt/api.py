@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from poolrt.errors import ConfigurationError, ModelError, PlanError
@@ -17,7 +16,7 @@ from poolrt.reporting import Report, make_report
 from poolrt.runtime.batch_form import call_of, check_signature
 from poolrt.runtime.decide import Options
 from poolrt.runtime.layers import find_layers
-from poolrt.runtime.measure import measure
+from poolrt.runtime.measure import measure, threads_per_lane
 from poolrt.runtime.microbatch import batch_size_of
 from poolrt.runtime.place import tensors_on_meta
 from poolrt.runtime.pooled import Pooled, pooled_of
@@ -145,7 +144,7 @@ def plan(
         call,
         batch_size=batch_size_of(call, batch_dim) or 1,
         gathered=False,
-        threads=torch.get_num_threads(),
+        threads=threads_per_lane(topology),
     )
     return make_plan(
         measured.profile,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,8 +63,19 @@ def scatter(call: Call, micro_batches: int, batch_dim: int) -> list[Call]:
     return [tree.rebuild(row) for row in zip(*columns, strict=True)]
 
 
-def gather(parts: Sequence[Tree], rules: Sequence[OutputRule], device: torch.device | None) -> Gathered:
+def gather(
+    parts: Sequence[Tree],
+    rules: Sequence[OutputRule],
+    device: torch.device | None,
+    assembled: Mapping[int, Tensor] | None = None,
+) -> Gathered:
     """The whole batch's output tensors, detached; on `device` where one is given (state stays on its cards).
+
+    Args:
+        parts: the outputs of each micro-batch.
+        rules: how they come together, one per tensor.
+        device: where to.
+        assembled: by index, tensors that are there already because the lanes put them together.
 
     Raises:
         CannotMergeError: if the parts do not fit `rules`.
@@ -78,7 +89,10 @@ def gather(parts: Sequence[Tree], rules: Sequence[OutputRule], device: torch.dev
     for index, rule in enumerate(rules):
         leaves = [part.leaves[index] for part in parts]
         weights.append(_weights(leaves) if rule.kind == "scalar" and len(parts) > 1 else [1.0] * len(parts))
-        tensors.append(_merged(leaves, rule, weights[-1], None if leaves[0].in_state else device))
+        ready = None if assembled is None else assembled.get(index)
+        tensors.append(
+            _merged(leaves, rule, weights[-1], None if leaves[0].in_state else device) if ready is None else ready
+        )
     return Gathered(tensors, list(rules), weights)
 
 

@@ -6,7 +6,6 @@ every batch   scatter -> lanes -> gather -> cut node
 
 from __future__ import annotations
 
-import os
 import traceback
 import weakref
 from collections.abc import Callable
@@ -21,16 +20,17 @@ from torch.utils.hooks import RemovableHandle
 from poolrt.planning.limits import OutputCard
 from poolrt.planning.place_by_weight import place_by_weight
 from poolrt.planning.plan import Plan
-from poolrt.planning.profile import Profile, call_path
+from poolrt.planning.profile import Profile, call_path, micro_batch_sizes
 from poolrt.runtime import optimizer_state
 from poolrt.runtime.alias import Aliases
+from poolrt.runtime.assembly import Assembly
 from poolrt.runtime.batch_form import check_signature
 from poolrt.runtime.decide import Options, checked, decide, layers_of
 from poolrt.runtime.disguise import MARK, disguise
 from poolrt.runtime.hooks import hook_layers
 from poolrt.runtime.layers import find_layers
 from poolrt.runtime.machine import Machine
-from poolrt.runtime.measure import Measured, measure, to_layer
+from poolrt.runtime.measure import Measured, measure, threads_per_lane, to_layer
 from poolrt.runtime.merge_weights import CannotMergeError
 from poolrt.runtime.microbatch import Call, OutputRule, batch_size_of, scatter
 from poolrt.runtime.orders import CardOrders
@@ -161,7 +161,7 @@ class Pooled:
                 to_layer(self.layers[0].module, call) if self.layers else call,
                 batch_size=batch_size_of(call, self.options.batch_dim) or 1,
                 gathered=self._card_of_outputs(call) != "host",
-                threads=self._threads_per_lane(),
+                threads=threads_per_lane(self.topology),
                 in_place=in_place,
             )
         finally:
@@ -184,7 +184,7 @@ class Pooled:
         self._place(plan.card_of())
         self.plan = plan
         self._orders = CardOrders(call_path(profile.calls, plan.card_of()))
-        self._machine = Machine(self.placement, self._original, self._threads_per_lane())
+        self._machine = Machine(self.placement, self._original, threads_per_lane(self.topology))
         self._splitting.adopt(self._machine, self._orders, plan.micro_batches)
 
     def _place(self, card_of: dict[str, int], *, or_not: bool = False) -> None:
@@ -198,12 +198,6 @@ class Pooled:
                 raise
             self._weights_before.restore()
         self.add_hooks()
-
-    def _threads_per_lane(self) -> int:
-        """Virtual cards share the host's cores; lanes on GPUs only launch."""
-        if any(card.kind == "virtual" for card in self.topology.cards):
-            return max(1, len(os.sched_getaffinity(0)) // len(self.topology.cards))
-        return torch.get_num_threads()
 
     def _check_if_split(self, call: Call, profile: Profile) -> None:
         """Find out whether this form of batch may be split; if not, plan again for a whole batch and say why."""
@@ -236,7 +230,7 @@ class Pooled:
             return self._run(call, cut)
         except CannotMergeError as error:
             self._splitting.warn(f"this batch runs again, whole: {error}")
-            return self._run(call, Cut(1))
+        return self._run(call, Cut(1))  # not while the error is handled: it holds on to what the first run made
 
     def _on_one_card(self, call: Call) -> Any:
         target = self._output_device(call)
@@ -250,9 +244,13 @@ class Pooled:
         step = Step(self._machine, pieces, *self._orders.of(cut.parts), seeds)
         step.on_done = lambda done: self.step_s.append(done.forward_s + done.backward_s)
         step.guard = self._guard.run
+        target = self._output_device(call)
+        if cut.rules and target is not None:
+            sizes = micro_batch_sizes(batch_size_of(call, self.options.batch_dim) or 1, cut.parts)
+            step.assembly = Assembly(cut.rules, sizes, target)
         outputs = step.run_forward()
         rules = cut.rules or [OutputRule("same")] * len(outputs[0].leaves)
-        return step.finish_forward(outputs, rules, self._output_device(call))
+        return step.finish_forward(outputs, rules, target)
 
     def _output_device(self, call: Call) -> torch.device | None:
         """Outputs come back to where the batch came from, as with one card."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -89,6 +89,25 @@ class Probed:
     """whether an output is a scalar to start a backward from"""
     unreached: list[Layer] = field(default_factory=list)
     """layers with children that were called although the layer itself never was"""
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all calls, forward and backward."""
+        return sum(call.forward_s + call.backward_s for call in self.calls)
+
+    def faster_of(self, other: Probed) -> Probed:
+        """Each call with its shorter times of two probes; a machine is sometimes slower than it is, never faster."""
+        if [call.layer for call in self.calls] != [call.layer for call in other.calls]:
+            return self
+        calls = [
+            replace(
+                mine,
+                forward_s=min(mine.forward_s, theirs.forward_s),
+                backward_s=min(mine.backward_s, theirs.backward_s),
+            )
+            for mine, theirs in zip(self.calls, other.calls, strict=True)
+        ]
+        return replace(self, calls=calls)
 
 
 def probe(model: nn.Module, forward: Callable[..., Any], layers: Sequence[Layer], call: Call, move: Mover) -> Probed:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from poolrt.runtime.alias import Aliases
+from poolrt.runtime.assembly import Assembly
 from poolrt.runtime.glue import Glue
 from poolrt.runtime.lane import Lane, current
 from poolrt.runtime.machine import LaneWalker, Machine
@@ -62,6 +63,8 @@ class Step:
         self.forward_s = 0.0
         self.backward_s = 0.0
         self.on_done: Callable[[Step], None] = lambda step: None
+        self.assembly: Assembly | None = None
+        """where lanes put their outputs together, if they do"""
         self.guard: Callable[[Callable[[], Any]], Any] = lambda work: work()
 
     @property
@@ -113,10 +116,14 @@ class Step:
             args, kwargs = lane.enter(placement.first_card, self._parts[lane.index])
             with glue:
                 output = self._machine.forward(*args, **kwargs)
-            return flatten(output, into_state=True)
         finally:
             current.walker = None
             lane.crossings.clear()
+        tree = flatten(output, into_state=True)
+        if self.assembly is not None:
+            lane.leave()  # the card is free while this lane copies
+            self.assembly.put(lane.index, tree)
+        return tree
 
     def _run_lanes(self, order: Orders, body: Callable[[Lane], None]) -> None:
         try:
@@ -129,7 +136,8 @@ class Step:
 
     def finish_forward(self, outputs: Sequence[Tree], rules: Sequence[OutputRule], device: torch.device | None) -> Any:
         """The model's output for the whole batch, connected to the user's graph through the cut node."""
-        gathered = gather(outputs, rules, device)
+        gathered = gather(outputs, rules, device, self.assembly.complete() if self.assembly else None)
+        self.assembly = None
         rebuild = outputs[0].rebuild
         if not self._learning or not any(t.requires_grad for tree in outputs for t in tree.tensors):
             return rebuild(gathered.tensors)
