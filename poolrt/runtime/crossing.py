@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poolrt.runtime.merge_rule import carry_story
 from poolrt.runtime.trees import map_tensors
 
 
@@ -57,7 +58,7 @@ class Crossings:
         found = self.find(tensor, device)
         if found is not None:
             return found
-        copy = (self.latest(tensor) if source is None else source).to(device, non_blocking=True)
+        copy = carry_story(tensor, (self.latest(tensor) if source is None else source).to(device, non_blocking=True))
         self._remember(tensor, device, copy)
         self.copied_tensors += 1
         self.copied_nbytes += copy.nbytes

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from poolrt.runtime.crossing import Crossings
+from poolrt.runtime.merge_rule import carry_story
 from poolrt.runtime.random_state import CardSeeds
 from poolrt.runtime.sever import alias
 from poolrt.runtime.trees import flatten
@@ -126,7 +127,7 @@ class Lane:
     def _arrived(self, tensor: Tensor, device: torch.device, hopped: Tensor | None) -> Tensor:
         # Cards that share one device copy nothing: there the hop's own output goes on, to keep its place in the graph.
         if hopped is not None and hopped.device == device:
-            return hopped
+            return carry_story(tensor, hopped)
         return self.crossings.move(tensor, device, hopped)
 
     def _hopped(self, tensors: list[Tensor], came_from: int, device: torch.device) -> dict[int, Tensor]:

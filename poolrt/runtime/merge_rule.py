@@ -54,6 +54,13 @@ def _note(tensor: Tensor, story: Rule | Constant | None) -> None:
         delattr(tensor, _ATTRIBUTE)
 
 
+def carry_story(tensor: Tensor, copy: Tensor) -> Tensor:
+    """What is told about `tensor` holds for its `copy` on another card. Returns `copy`."""
+    if hasattr(tensor, _ATTRIBUTE):
+        setattr(copy, _ATTRIBUTE, getattr(tensor, _ATTRIBUTE))
+    return copy
+
+
 def _from_scalars(tensors: Iterable[Tensor]) -> bool:
     return any(rule_of(tensor) is not None for tensor in tensors)
 

@@ -229,7 +229,7 @@ class Pooled:
         try:
             return self._run(call, cut)
         except CannotMergeError as error:
-            self._splitting.warn(f"this batch runs again, whole: {error}")
+            self._splitting.failed(call, str(error))
         return self._run(call, Cut(1))  # not while the error is handled: it holds on to what the first run made
 
     def _on_one_card(self, call: Call) -> Any:

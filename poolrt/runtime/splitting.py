@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from poolrt.runtime.orders import CardOrders
 from poolrt.runtime.split_check import Verdict, check_split
 from poolrt.runtime.trees import flatten
 
+_PATIENCE = 3
+"""batches of one form that may run twice, because they cannot be merged, before all of that form stay whole"""
 _ONE_SAMPLE = Verdict(why_not="it has a single sample")
 _STATE = Verdict(why_not="it carries an object with a state of its own (a cache, say)")
 
@@ -35,6 +38,7 @@ class Splitting:
     def __init__(self, batch_dim: int) -> None:
         self._batch_dim = batch_dim
         self._verdicts: dict[Hashable, Verdict] = {}
+        self._failures: Counter[Hashable] = Counter()
         self._warned: set[str] = set()
 
     def adopt(self, machine: Machine, orders: CardOrders, micro_batches: int) -> None:
@@ -56,6 +60,16 @@ class Splitting:
         if form not in self._verdicts:
             self._verdicts[form] = self._judge(call)
         return self._verdicts[form]
+
+    def failed(self, call: Call, reason: str) -> None:
+        """This batch was cut, and its outputs cannot be merged. After some such batches all of the form stay whole."""
+        form = form_of(self._machine.placement.model, call, self._batch_dim)
+        self._failures[form] += 1
+        if self._failures[form] < _PATIENCE:
+            self.warn(f"this batch runs again, whole: {reason}")
+        else:
+            self.warn(f"this batch runs again, whole, and from now on all like it stay whole: {reason}")
+            self._verdicts[form] = Verdict(why_not=reason)
 
     def _judge(self, call: Call) -> Verdict:
         if flatten(call).has_state:

@@ -205,21 +205,31 @@ class Step:
     def _backward(self, lane: Lane, work: list[tuple[Tensor, Tensor]], keep: bool) -> None:
         if not work:
             return
-        current.walker = LaneWalker(self._machine, lane, Glue(lane.crossings, lambda: lane.device))
+        glue = Glue(lane.crossings, lambda: lane.device)
+        current.walker = LaneWalker(self._machine, lane, glue)
         try:
             lane.go(lane.path[-1])
             tensors, gradients = [t for t, _ in work], [g for _, g in work]
             work.clear()
             if not keep:
                 self._rows[lane.index] = []
-            torch.autograd.backward(tensors, gradients, retain_graph=keep)
+            with glue:  # a checkpoint runs forward code again
+                _run_engine(tensors, gradients, keep)
         finally:
             current.walker = None
+            lane.crossings.clear()
 
     @staticmethod
     def _take_input_gradient(leaf: Tensor) -> Tensor | None:
         gradient, leaf.grad = leaf.grad, None
         return gradient
+
+
+def _run_engine(tensors: Sequence[Tensor], gradients: Sequence[Tensor], keep: bool) -> None:
+    """torch.autograd.backward, which would switch the innermost function mode off for as long as it runs."""
+    torch.autograd.Variable._execution_engine.run_backward(
+        tuple(tensors), tuple(gradients), keep, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 class CutNode(torch.autograd.Function):

@@ -134,7 +134,7 @@ class _Walk:
             return self._constant(value, path)
         self.has_state = True
         if not self._into_state:
-            return lambda _tensors: value
+            return self._constant(value, path)
         self._state_depth += 1
         try:
             return self._object(value, vars(value), path)

@@ -102,3 +102,14 @@ def test_a_frozen_batch_norm_makes_another_form() -> None:
     training = form(model, x)
     model.norm.eval()
     assert form(model, x) != training
+
+
+def test_an_object_with_a_state_of_its_own_makes_another_form() -> None:
+    class Cache:
+        def __init__(self) -> None:
+            self.keys = torch.ones(2)
+
+    model, x = Model(), torch.ones(4, 2)
+    assert form(model, x, labels=Cache()) != form(model, x, labels=None)
+    assert form(model, {"x": x, "cache": Cache()}) != form(model, {"x": x})
+    assert form(model, x, labels=Cache()) == form(model, x, labels=Cache())
