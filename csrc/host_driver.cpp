@@ -9,7 +9,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <mutex>
 #include <new>
+#include <unordered_map>
+#include <vector>
 
 #include "driver.hpp"
 
@@ -18,6 +21,7 @@ namespace {
 
 constexpr std::size_t kAlignment = 64;
 constexpr std::size_t kGranularity = 512;
+constexpr std::size_t kCachedFrom = 64 << 10;             // smaller blocks come from malloc's own caches
 constexpr std::uint64_t kLiveBlock = 0x706f6f6c72743164;  // says that a pointer is one of ours
 
 struct alignas(kAlignment) BlockHeader {
@@ -82,10 +86,59 @@ class alignas(kAlignment) CardLedger {
   std::atomic<std::uint64_t> refusals_{0};
 };
 
+// Blocks that one card gave back, kept by size for its next request: asking the operating system anew would cost a page
+// fault for every 4 KiB at first touch. They are in no ledger; with the card's used bytes they stay within its
+// capacity.
+class BlockCache {
+ public:
+  void* take(std::size_t nbytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = blocks_.find(nbytes);
+    if (found == blocks_.end() || found->second.empty()) return nullptr;
+    void* block = found->second.back();
+    found->second.pop_back();
+    held_nbytes_ -= nbytes;
+    return block;
+  }
+
+  // True if the block is kept; else it is still the caller's.
+  bool keep(void* block, std::size_t nbytes, std::size_t room_nbytes) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (nbytes > room_nbytes || held_nbytes_ > room_nbytes - nbytes) return false;
+    try {
+      blocks_[nbytes].push_back(block);
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    held_nbytes_ += nbytes;
+    return true;
+  }
+
+  void trim() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& [nbytes, blocks] : blocks_) {
+      for (void* block : blocks) std::free(block);
+    }
+    blocks_.clear();
+    held_nbytes_ = 0;
+  }
+
+  std::size_t held_nbytes() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return held_nbytes_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<std::size_t, std::vector<void*>> blocks_;
+  std::size_t held_nbytes_ = 0;
+};
+
 // All slots exist always: a block outlives a change of the number of cards and still finds its ledger.
 struct HostMachine {
   std::atomic<int> cards{0};
   std::array<CardLedger, kMaxCards> ledgers;
+  std::array<BlockCache, kMaxCards> caches;
   std::array<std::array<std::atomic<bool>, kMaxCards>, kMaxCards> peers{};
 
   bool has(int card) const { return card >= 0 && card < cards.load(std::memory_order_relaxed); }
@@ -158,6 +211,29 @@ const char* status_name(int status) {
   }
 }
 
+void* fresh_block(int card, std::size_t nbytes) {
+  if (card != kHostMemory) {
+    const Ledger now = machine().ledgers[card].read();
+    BlockCache& cache = machine().caches[card];
+    const std::size_t held = cache.held_nbytes();
+    if (held != 0 && (now.used_nbytes > now.capacity_nbytes || held > now.capacity_nbytes - now.used_nbytes))
+      cache.trim();
+  }
+  void* raw = nullptr;
+  if (posix_memalign(&raw, kAlignment, nbytes + sizeof(BlockHeader)) == 0) return raw;
+  if (card == kHostMemory) return nullptr;
+  machine().caches[card].trim();
+  return posix_memalign(&raw, kAlignment, nbytes + sizeof(BlockHeader)) == 0 ? raw : nullptr;
+}
+
+// Whether the card keeps a block for its next request.
+bool kept(BlockHeader* header, int card, std::size_t charge) {
+  if (charge < kCachedFrom) return false;
+  const Ledger now = machine().ledgers[card].read();
+  const std::size_t room = now.capacity_nbytes - std::min(now.used_nbytes, now.capacity_nbytes);
+  return machine().caches[card].keep(header, charge, room);
+}
+
 int memory_allocate(int card, std::size_t nbytes, void** pointer) {
   *pointer = nullptr;
   if (card != kHostMemory && !machine().has(card)) return kInvalidDevice;
@@ -165,8 +241,9 @@ int memory_allocate(int card, std::size_t nbytes, void** pointer) {
   if (nbytes > std::numeric_limits<std::size_t>::max() - sizeof(BlockHeader) - kGranularity) return kOutOfMemory;
   const std::size_t charge = card == kHostMemory ? 0 : rounded(nbytes);
   if (charge != 0 && !machine().ledgers[card].charge(charge)) return kOutOfMemory;
-  void* raw = nullptr;
-  if (posix_memalign(&raw, kAlignment, nbytes + sizeof(BlockHeader)) != 0) {
+  void* raw = charge >= kCachedFrom ? machine().caches[card].take(charge) : nullptr;
+  if (raw == nullptr) raw = fresh_block(card, charge == 0 ? nbytes : charge);
+  if (raw == nullptr) {
     if (charge != 0) machine().ledgers[card].undo_charge(charge);
     return kOperatingSystem;
   }
@@ -187,9 +264,11 @@ int memory_free(void* pointer) {
   BlockHeader* header = header_of(pointer);
   if (header->mark != kLiveBlock) return kNotFound;
   if (header->owners.fetch_sub(1, std::memory_order_acq_rel) != 1) return kSuccess;
-  if (header->card != kHostMemory) machine().ledgers[header->card].discharge(header->charged_nbytes);
+  const int card = header->card;
+  const std::size_t charge = header->charged_nbytes;
   header->mark = 0;
-  std::free(header);
+  if (card != kHostMemory) machine().ledgers[card].discharge(charge);
+  if (card == kHostMemory || !kept(header, card, charge)) std::free(header);
   return kSuccess;
 }
 
@@ -215,6 +294,7 @@ int configure(int cards, const std::size_t* capacities) {
   if (cards < 1 || cards > kMaxCards) return kInvalidValue;
   for (int card = 0; card < kMaxCards; ++card) {
     machine().ledgers[card].set_capacity(card < cards ? capacities[card] : 0);
+    machine().caches[card].trim();
     for (int peer = 0; peer < kMaxCards; ++peer) {
       machine().peers[card][peer].store(card != peer, std::memory_order_relaxed);
     }
@@ -226,6 +306,7 @@ int configure(int cards, const std::size_t* capacities) {
 int set_capacity(int card, std::size_t nbytes) {
   if (!machine().has(card)) return kInvalidDevice;
   machine().ledgers[card].set_capacity(nbytes);
+  machine().caches[card].trim();
   return kSuccess;
 }
 
