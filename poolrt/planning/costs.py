@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from poolrt.planning.profile import Profile
+from poolrt.planning.profile import CallFacts, Profile
 from poolrt.topology.route import Route, route
 from poolrt.topology.topology import Topology
 
@@ -90,7 +90,13 @@ def _layer_seconds(profile: Profile, micro_batches: int, call_overhead_s: float)
     seconds = {layer.name: 0.0 for layer in profile.layers}
     for call in profile.calls:
         seconds[call.layer] += (call.forward_s + call.backward_s) / micro_batches + 2 * call_overhead_s
+        seconds[call.layer] += accumulate_s(call, micro_batches)
     return list(seconds.values())
+
+
+def accumulate_s(call: CallFacts, micro_batches: int) -> float:
+    """Seconds that adding up gradients costs one micro-batch on average; the first one has nothing to add to."""
+    return call.accumulate_s * (micro_batches - 1) / micro_batches
 
 
 def _hand_overs(profile: Profile) -> dict[tuple[int, int], tuple[int, int]]:

@@ -51,6 +51,8 @@ class CallFacts:
     """peak during the layer's own backward, above what was kept before it; gradients of parameters are not counted"""
     output_nbytes: int
     """what the next call reads: kept on that call's card until its backward, and copied there if it is another"""
+    accumulate_s: float = 0.0
+    """what every further micro-batch pays to write its gradients of the layer's parameters and to add them"""
     glue_saved_nbytes: int = 0
     """the part of saved_nbytes that the glue keeps: it is free when the layer's own backward begins"""
     glue_workspace_nbytes: int = 0

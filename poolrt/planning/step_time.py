@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from poolrt.planning.costs import accumulate_s
 from poolrt.planning.profile import CallFacts, Profile
 from poolrt.planning.schedule import makespan_s
 from poolrt.topology.route import route
@@ -86,6 +87,8 @@ def _durations(
     durations = []
     for index, visit in enumerate(visits):
         computed_s = sum(call.backward_s if backward else call.forward_s for call in visit.calls) / micro_batches
+        if backward:
+            computed_s += sum(accumulate_s(call, micro_batches) for call in visit.calls)
         neighbour = index + 1 if backward else index - 1
         crossing_s = 0.0
         if 0 <= neighbour < len(visits):

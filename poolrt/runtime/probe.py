@@ -41,6 +41,7 @@ class _Measured:
     """layers with the same key have the same structure, so the same work"""
     forward_s: float = 0.0
     backward_s: float = 0.0
+    accumulate_s: float = 0.0
     glue_s: float = 0.0
     saved_nbytes: int = 0
     forward_workspace_nbytes: int = 0
@@ -58,6 +59,7 @@ class _Measured:
             forward_workspace_nbytes=self.forward_workspace_nbytes,
             backward_workspace_nbytes=self.backward_workspace_nbytes,
             output_nbytes=self.output_nbytes,
+            accumulate_s=self.accumulate_s,
             glue_saved_nbytes=self.glue_saved_nbytes,
             glue_workspace_nbytes=self.glue_workspace_nbytes,
         )
@@ -71,8 +73,9 @@ def _settle(calls: Sequence[_Measured]) -> None:
     for group in groups.values():
         forward_s = statistics.median(call.forward_s for call in group)
         backward_s = statistics.median(call.backward_s for call in group)
+        accumulate_s = statistics.median(call.accumulate_s for call in group)
         for call in group:
-            call.forward_s, call.backward_s = forward_s, backward_s
+            call.forward_s, call.backward_s, call.accumulate_s = forward_s, backward_s, accumulate_s
 
 
 def _structure(module: nn.Module) -> Hashable:
@@ -104,6 +107,7 @@ class Probed:
                 mine,
                 forward_s=min(mine.forward_s, theirs.forward_s),
                 backward_s=min(mine.backward_s, theirs.backward_s),
+                accumulate_s=min(mine.accumulate_s, theirs.accumulate_s),
             )
             for mine, theirs in zip(self.calls, other.calls, strict=True)
         ]
@@ -155,6 +159,7 @@ class _ProbeWalker:
         self._live_before = 0
         self._started = 0.0
         self._here: torch.device | None = None
+        self._accumulate_s = 0.0
         self.calls: list[_Measured] = []
 
     def run(self, forward: Callable[..., Any], call: Call) -> Any:
@@ -227,8 +232,9 @@ class _ProbeWalker:
         started = time.perf_counter()
         workspace = self._differentiate(outputs, wanted, len(self._inputs))
         self._synchronize(layer)
-        measured.backward_s += time.perf_counter() - started
+        measured.backward_s += time.perf_counter() - started - self._accumulate_s
         measured.backward_workspace_nbytes = max(measured.backward_workspace_nbytes, workspace)
+        measured.accumulate_s += self._accumulate_s
 
     def _backward_of_glue(self, output: Any) -> None:
         if not self.calls or not self._glue_outputs:
@@ -245,6 +251,7 @@ class _ProbeWalker:
 
         The first `activations` of `wanted` are inputs, the rest parameters.
         """
+        self._accumulate_s = 0.0
         roots = [t for t in outputs if t.requires_grad and t.grad_fn is not None]
         if not roots or not wanted:
             return 0
@@ -256,8 +263,10 @@ class _ProbeWalker:
             raise
         except RuntimeError:  # a part of its graph belongs to another layer (a shared cache) and is gone already
             return 0
+        workspace = self._watch.peak
+        self._accumulate_s = _seconds_to_add([g for g in gradients[activations:] if g is not None])
         of_parameters = sum(g.nbytes for g in gradients[activations:] if g is not None)
-        return max(0, self._watch.peak - before - of_parameters)
+        return max(0, workspace - before - of_parameters)
 
     def _synchronize(self, layer: nn.Module) -> None:
         device = next(layer.parameters()).device
@@ -277,6 +286,16 @@ def _cut(value: Any) -> tuple[Any, list[Tensor]]:
         return severed
 
     return map_tensors(value, cut), leaves
+
+
+def _seconds_to_add(gradients: Sequence[Tensor]) -> float:
+    """Seconds to write gradients of these sizes and add them to others: taken as twice what adding takes."""
+    dense = [g for g in gradients if g.layout == torch.strided and g.is_contiguous()]
+    if not dense:
+        return 0.0
+    started = time.perf_counter()
+    torch._foreach_add_(dense, dense)
+    return 2 * (time.perf_counter() - started)
 
 
 def _losses(output: Any) -> list[Tensor]:

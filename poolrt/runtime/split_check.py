@@ -39,18 +39,18 @@ def check_split(machine: Machine, call: Call, orders: dict[int, Orders], micro_b
     Args:
         machine: where things are.
         call: the batch, on the first card.
-        orders: forward orders by number of micro-batches, for 1 and `micro_batches`.
+        orders: forward orders by number of micro-batches, for 1, `micro_batches`, and what may be tried instead.
         micro_batches: how many parts.
         batch_dim: along which dimension inputs are split.
     """
     try:
         return _check(machine, call, orders, micro_batches, batch_dim)
     except torch.OutOfMemoryError:
-        size = batch_size_of(call, batch_dim) or 0
-        if size < 2 * micro_batches:
+        fewer = min(micro_batches, (batch_size_of(call, batch_dim) or 0) // 2)
+        if fewer < 2 or fewer not in orders:
             raise
     half = scatter(call, 2, batch_dim)[0]
-    return check_split(machine, half, orders, micro_batches, batch_dim)
+    return check_split(machine, half, orders, fewer, batch_dim)
 
 
 def _check(machine: Machine, call: Call, orders: dict[int, Orders], micro_batches: int, batch_dim: int) -> Verdict:

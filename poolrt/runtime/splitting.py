@@ -75,7 +75,7 @@ class Splitting:
         if flatten(call).has_state:
             return _STATE
         parts = self._parts(call)
-        orders = {count: self._orders.of(count)[0] for count in (1, parts)}
+        orders = {count: self._orders.of(count)[0] for count in range(1, parts + 1)}
         return check_split(self._machine, self._machine.placement.to_first_card(call), orders, parts, self._batch_dim)
 
     def _parts(self, call: Call) -> int:
