@@ -18,6 +18,7 @@ from poolrt.runtime.microbatch import Call
 from poolrt.runtime.model_state import state_restored
 from poolrt.runtime.probe import Probed, probe
 from poolrt.runtime.profile_model import in_call_order, make_profile
+from poolrt.runtime.run_lanes import await_end
 from poolrt.runtime.thread_state import ThreadState
 from poolrt.runtime.trees import flatten, map_tensors
 from poolrt.topology.topology import Topology
@@ -121,6 +122,7 @@ def _in_thread(device_types: tuple[str, ...], threads: int, body: Callable[[], P
     thread = threading.Thread(target=work, name="probe")
     thread.start()
     thread.join()
+    await_end([thread])
     torch.set_num_threads(own_threads)
     if failures:
         raise failures.pop()

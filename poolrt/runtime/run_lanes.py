@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -64,6 +66,20 @@ def _run_all(threads: Sequence[threading.Thread], turnstile: Turnstile) -> None:
         for thread in started:
             thread.join()
         raise
+    finally:
+        await_end(started)
+
+
+def await_end(threads: Sequence[threading.Thread]) -> None:
+    """Wait until the system has ended threads that were joined.
+
+    Until then they hold memory of torch's, and a program that exits at that moment is aborted when one of them asks for
+    the interpreter. Gives up after a tenth of a second.
+    """
+    deadline = time.monotonic() + 0.1
+    for thread in threads:
+        while os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < deadline:
+            time.sleep(20e-6)
 
 
 def _first(failures: list[BaseException]) -> BaseException:
