@@ -11,7 +11,6 @@ buffers and generators are put back by the caller.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,56 +25,11 @@ from poolrt.runtime.glue import Glue
 from poolrt.runtime.hooks import Mover, hooked
 from poolrt.runtime.lane import current
 from poolrt.runtime.layers import Layer
+from poolrt.runtime.measured_call import MeasuredCall, settle
 from poolrt.runtime.memory_watch import MemoryWatch, SavedBytes
 from poolrt.runtime.microbatch import Call
 from poolrt.runtime.sever import sever
 from poolrt.runtime.trees import flatten, map_tensors
-
-
-@dataclass
-class _Measured:
-    """One call while it is measured; see CallFacts for the meaning of the fields."""
-
-    layer: str
-    alike: Hashable = None
-    """layers with the same key have the same structure, so the same work"""
-    forward_s: float = 0.0
-    backward_s: float = 0.0
-    accumulate_s: float = 0.0
-    glue_s: float = 0.0
-    saved_nbytes: int = 0
-    forward_workspace_nbytes: int = 0
-    backward_workspace_nbytes: int = 0
-    output_nbytes: int = 0
-    glue_saved_nbytes: int = 0
-    glue_workspace_nbytes: int = 0
-
-    def facts(self) -> CallFacts:
-        return CallFacts(
-            layer=self.layer,
-            forward_s=self.forward_s + self.glue_s,
-            backward_s=self.backward_s,
-            saved_nbytes=self.saved_nbytes,
-            forward_workspace_nbytes=self.forward_workspace_nbytes,
-            backward_workspace_nbytes=self.backward_workspace_nbytes,
-            output_nbytes=self.output_nbytes,
-            accumulate_s=self.accumulate_s,
-            glue_saved_nbytes=self.glue_saved_nbytes,
-            glue_workspace_nbytes=self.glue_workspace_nbytes,
-        )
-
-
-def _settle(calls: Sequence[_Measured]) -> None:
-    """Give layers of the same structure the same seconds, the median: a busy machine must not tilt the plan."""
-    groups: dict[Hashable, list[_Measured]] = {}
-    for call in calls:
-        groups.setdefault(call.alike, []).append(call)
-    for group in groups.values():
-        forward_s = statistics.median(call.forward_s for call in group)
-        backward_s = statistics.median(call.backward_s for call in group)
-        accumulate_s = statistics.median(call.accumulate_s for call in group)
-        for call in group:
-            call.forward_s, call.backward_s, call.accumulate_s = forward_s, backward_s, accumulate_s
 
 
 def _structure(module: nn.Module) -> Hashable:
@@ -160,7 +114,7 @@ class _ProbeWalker:
         self._started = 0.0
         self._here: torch.device | None = None
         self._accumulate_s = 0.0
-        self.calls: list[_Measured] = []
+        self.calls: list[MeasuredCall] = []
 
     def run(self, forward: Callable[..., Any], call: Call) -> Any:
         current.walker = self
@@ -171,7 +125,7 @@ class _ProbeWalker:
                 self._begin_segment()
                 output = forward(*call[0], **call[1])
                 self._end_glue()
-                _settle(self.calls)
+                settle(self.calls)
                 self._backward_of_glue(output)
         finally:
             current.walker = None
@@ -180,7 +134,7 @@ class _ProbeWalker:
     def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._end_glue()
         (args, kwargs), self._inputs = _cut(self._move(layer, (args, kwargs)))
-        self.calls.append(_Measured(self._names[layer], _structure(layer)))
+        self.calls.append(MeasuredCall(self._names[layer], _structure(layer)))
         for tensor in self._inputs:
             self._saved.count(tensor)
         self._begin_segment()
@@ -227,7 +181,7 @@ class _ProbeWalker:
 
     # ---- backward, one piece at a time
 
-    def _backward_of_layer(self, layer: nn.Module, outputs: Sequence[Tensor], measured: _Measured) -> None:
+    def _backward_of_layer(self, layer: nn.Module, outputs: Sequence[Tensor], measured: MeasuredCall) -> None:
         wanted = [*self._inputs, *(p for p in layer.parameters() if p.requires_grad)]
         started = time.perf_counter()
         workspace = self._differentiate(outputs, wanted, len(self._inputs))

@@ -67,11 +67,6 @@ class Step:
         """where lanes put their outputs together, if they do"""
         self.guard: Callable[[Callable[[], Any]], Any] = lambda work: work()
 
-    @property
-    def lanes(self) -> list[Lane]:
-        """The lanes, one per micro-batch."""
-        return self._lanes
-
     # ---- forward
 
     def run_forward(self) -> list[Tree]:

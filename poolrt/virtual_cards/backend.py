@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.backend_registration import generate_methods_for_privateuse1_backend, rename_privateuse1_backend
 
-from poolrt import _C
+import poolrt._C as _C  # not `from poolrt`: that would close a circle of imports
 from poolrt.errors import ConfigurationError, DriverError
 from poolrt.virtual_cards import device_module
 

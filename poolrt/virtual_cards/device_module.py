@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from poolrt import _C
+import poolrt._C as _C  # not `from poolrt`: that would close a circle of imports
 
 DeviceLike = int | str | torch.device | None
 
