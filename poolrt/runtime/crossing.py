@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poolrt.runtime.merge_rule import carry_story
-from poolrt.runtime.trees import map_tensors
+from poolrt.runtime.trees import is_plain, map_tensors
 
 
 class Crossings:
@@ -94,7 +94,9 @@ class Crossings:
         return map_tensors(value, self.current)
 
     def move_all(self, value: Any, device: torch.device) -> Any:
-        """`value` with every tensor inside on `device`."""
+        """`value` with every tensor inside on `device`; at once where all are there already."""
+        if not self._changed and is_plain(value, lambda tensor: tensor.device == device):
+            return value
         return map_tensors(value, lambda tensor: self.move(tensor, device))
 
     def clear(self) -> None:

@@ -48,8 +48,11 @@ class LaneWalker:
 
     def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Go to the layer's card with its arguments."""
+        self._paused.append(pause(self._glue))  # first: looking at a tensor's device would call the watch
         moved = self._lane.enter(self._machine.placement.card_of_layer[layer], (args, kwargs))
-        self._paused.append(not self._is_watched(layer) and pause(self._glue))
+        if self._is_watched(layer) and self._paused[-1]:
+            self._paused[-1] = False
+            resume(self._glue)
         return moved
 
     def _is_watched(self, layer: nn.Module) -> bool:

@@ -39,6 +39,7 @@ _CONSTANTS = (
     torch.Size,
     slice,
 )
+_PLAIN_CONSTANTS = frozenset(_CONSTANTS)
 _NEVER_WALKED = (*_CONSTANTS, nn.Module, type, torch.Generator, torch.storage.UntypedStorage, torch.utils.data.Dataset)
 
 
@@ -97,6 +98,26 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if all(new is old for new, old in zip(changed, tree.tensors, strict=True)):
         return value
     return tree.rebuild(changed)
+
+
+def is_plain(value: Any, holds: Callable[[Tensor], bool]) -> bool:
+    """Whether `value` is made of plain tuples, lists, dicts and constants alone and `holds` is true of every tensor.
+
+    Quick, for what is asked at every layer; flatten knows the other containers.
+    """
+    kind = type(value)
+    if kind in _PLAIN_CONSTANTS:
+        return True
+    if kind is tuple or kind is list:
+        parts = value
+    elif kind is dict:
+        parts = value.values()
+    else:
+        return isinstance(value, Tensor) and holds(value)
+    for part in parts:  # noqa: SIM110 (a generator would double the time)
+        if not is_plain(part, holds):
+            return False
+    return True
 
 
 class _Walk:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from poolrt.runtime.trees import flatten, map_tensors
+from poolrt.runtime.trees import flatten, is_plain, map_tensors
 
 
 class Pair(NamedTuple):
@@ -225,3 +225,12 @@ def test_what_tensors_hold_is_no_difference() -> None:
 def test_constants_that_cannot_be_compared_differ() -> None:
     numpy = pytest.importorskip("numpy")
     assert flatten([numpy.ones(2)]).difference(flatten([numpy.ones(2)])) == "0"
+
+
+def test_plain_values_are_told_from_others_by_what_they_are_made_of():
+    here = torch.ones(2)
+    plain = ({"x": [here, None, 1, 2.5, "text", torch.float32]}, ())
+    assert is_plain(plain, lambda tensor: tensor is here)
+    assert not is_plain(plain, lambda tensor: tensor is not here)
+    assert not is_plain((Cache(here),), lambda tensor: True)
+    assert not is_plain(object(), lambda tensor: True)
