@@ -10,7 +10,6 @@ A virtual card runs every operator's CPU kernel on host memory, so results are t
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -51,11 +50,6 @@ def configure(capacities: Sequence[int]) -> None:
 def is_loaded() -> bool:
     """Whether this process has the backend: `torch.vcard` is there from then on."""
     return _loaded
-
-
-def host_threads_per_card(cards: int) -> int:
-    """Threads for each card's kernels so that `cards` of them share the cores of this process, at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // cards)
 
 
 def _check_capacities(capacities: Sequence[int]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import subprocess
 import sys
 
@@ -57,11 +56,6 @@ def test_a_current_card_that_goes_away():
     torch.vcard.set_device(1)
     backend.configure([MIB])
     assert torch.vcard.current_device() == 0
-
-
-def test_cores_are_shared(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
-    assert [backend.host_threads_per_card(cards) for cards in (1, 2, 4, 16)] == [6, 3, 1, 1]
 
 
 def test_a_process_that_uses_cuda_is_refused():
