@@ -24,10 +24,16 @@ enum Status : int {
   kInvalidDevice = 101,
   kOperatingSystem = 304,  // the machine itself has no memory left
   kNotFound = 500,
+  kNotSupported = 801,
 };
 
 inline constexpr int kMaxCards = 16;
 inline constexpr int kHostMemory = -1;  // in place of a card: ordinary host memory, in no card's ledger
+
+using Address = std::uint64_t;  // in the one address space that all cards share; 0 is none
+using Pages = std::uint64_t;    // physical memory of one place, mapped or not; 0 is none
+using Stream = void*;           // null: the default stream of the card it is used with
+using Event = void*;
 
 struct DriverTable {
   const char* name;  // "CUDA" or "HOST"
@@ -39,6 +45,28 @@ struct DriverTable {
   int (*memory_info)(int card, std::size_t* free_nbytes, std::size_t* total_nbytes);
   int (*can_access_peer)(int card, int peer, int* possible);
   const char* (*status_name)(int status);  // never null
+
+  // Pages are made on a place, which is a card or kHostMemory, and mapped, always whole, into a reserved range. No card
+  // may touch a mapping before access was set. Released pages live on until their last mapping is gone.
+  //
+  //     range:   | pages of card 0 | pages of card 1 | host pages |      one tensor, three places
+  //
+  // Every size and every address is a multiple of the place's granularity, else kInvalidValue.
+  int (*granularity)(int place, std::size_t* nbytes);
+  int (*pages_create)(int place, std::size_t nbytes, Pages* pages);
+  int (*pages_release)(Pages pages);
+  int (*range_reserve)(std::size_t nbytes, std::size_t alignment, Address* range);
+  int (*range_free)(Address range, std::size_t nbytes);  // nothing may be mapped in it
+  int (*map)(Address at, std::size_t nbytes, Pages pages);
+  int (*unmap)(Address at, std::size_t nbytes);  // does not wait for the cards: drain them first
+  int (*set_access)(Address at, std::size_t nbytes, const int* cards, int count);  // reading and writing
+
+  // Order. An event has passed when everything that was in the stream as it was recorded has been done.
+  int (*event_record)(int card, Stream stream, Event* event);
+  int (*event_passed)(Event event, int* passed);
+  int (*event_destroy)(Event event);
+  int (*drain)(int card);                                           // waits for all the work of the card
+  int (*copy)(Address target, Address source, std::size_t nbytes);  // has been done when it returns
 };
 
 struct Ledger {
