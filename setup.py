@@ -6,7 +6,8 @@ from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-CORE_SOURCES = ["bind.cpp", "host_driver.cpp", "cuda_driver.cpp"]
+CORE_SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp") if not path.name.startswith("vcard_"))
+CORE_HEADERS = sorted(str(path) for path in Path("csrc").glob("*.hpp") if not path.name.startswith("vcard_"))
 FIRST_USE_SOURCES = ["driver.hpp", "vcard_*.hpp", "vcard_*.cpp", "*.cu"]
 
 
@@ -33,8 +34,8 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "poolrt._C",
-            [str(Path("csrc") / name) for name in CORE_SOURCES],
-            depends=[str(Path("csrc") / "driver.hpp")],
+            CORE_SOURCES,
+            depends=CORE_HEADERS,
             cxx_std=17,
             extra_compile_args=["-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"],
             libraries=["dl"],

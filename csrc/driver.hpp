@@ -23,12 +23,13 @@ enum Status : int {
   kNoDevice = 100,
   kInvalidDevice = 101,
   kOperatingSystem = 304,  // the machine itself has no memory left
+  kInvalidHandle = 400,    // no such stream or event, or one of another card
   kNotFound = 500,
   kNotSupported = 801,
 };
 
 inline constexpr int kMaxCards = 16;
-inline constexpr int kHostMemory = -1;  // in place of a card: ordinary host memory, in no card's ledger
+inline constexpr int kHostMemory = -1;  // in place of a card: host memory, in no card's ledger
 
 using Address = std::uint64_t;  // in the one address space that all cards share; 0 is none
 using Pages = std::uint64_t;    // physical memory of one place, mapped or not; 0 is none
@@ -51,22 +52,26 @@ struct DriverTable {
   //
   //     range:   | pages of card 0 | pages of card 1 | host pages |      one tensor, three places
   //
-  // Every size and every address is a multiple of the place's granularity, else kInvalidValue.
+  // Every size and every address is a multiple of the place's granularity, else kInvalidValue. An alignment is 0 or a
+  // power of two.
   int (*granularity)(int place, std::size_t* nbytes);
   int (*pages_create)(int place, std::size_t nbytes, Pages* pages);
   int (*pages_release)(Pages pages);
   int (*range_reserve)(std::size_t nbytes, std::size_t alignment, Address* range);
   int (*range_free)(Address range, std::size_t nbytes);  // nothing may be mapped in it
   int (*map)(Address at, std::size_t nbytes, Pages pages);
-  int (*unmap)(Address at, std::size_t nbytes);  // does not wait for the cards: drain them first
-  int (*set_access)(Address at, std::size_t nbytes, const int* cards, int count);  // reading and writing
+  int (*unmap)(Address at, std::size_t nbytes);  // one mapping; does not wait for the cards: drain them first
+  // Reading and writing for these cards, of whole mappings without a gap; a card that cannot reach one of the places:
+  // kInvalidDevice. The processor may read and write host pages from then on.
+  int (*set_access)(Address at, std::size_t nbytes, const int* cards, int count);
 
   // Order. An event has passed when everything that was in the stream as it was recorded has been done.
   int (*event_record)(int card, Stream stream, Event* event);
   int (*event_passed)(Event event, int* passed);
   int (*event_destroy)(Event event);
-  int (*drain)(int card);                                           // waits for all the work of the card
-  int (*copy)(Address target, Address source, std::size_t nbytes);  // has been done when it returns
+  int (*drain)(int card);  // waits for all the work of the card
+  // Has been done when it returns. Source and target each lie in one place: a copy of more is made piece by piece.
+  int (*copy)(Address target, Address source, std::size_t nbytes);
 };
 
 struct Ledger {
@@ -75,6 +80,25 @@ struct Ledger {
   std::size_t capacity_nbytes;
   std::uint64_t allocation_count;  // granted since the process began; blocks of 0 bytes are not counted
   std::uint64_t refusal_count;     // refused for want of room
+};
+
+// What is to go wrong: from the at_call-th call on (1 is the next one), `count` calls in a row return `status` and do
+// nothing (0: they do what was asked), and return `delay_us` microseconds late.
+struct Fault {
+  std::uint64_t at_call;
+  int status;
+  std::uint32_t delay_us;
+  std::uint64_t count;
+};
+
+// What was made and not given back yet.
+struct PageState {
+  std::uint64_t handle_count;  // pages that were not released, mapped or not
+  std::uint64_t mapping_count;
+  std::size_t mapped_nbytes;
+  std::size_t reserved_nbytes;
+  std::uint64_t event_count;
+  std::uint64_t stream_count;  // without the cards' default streams
 };
 
 struct HostTable {
@@ -89,15 +113,37 @@ struct HostTable {
   int (*memory_free)(void* pointer);             // kNotFound if the pointer came from another allocator
   int (*memory_card)(void* pointer, int* card);  // kNotFound likewise
 
-  int (*ledger)(int card, Ledger* ledger);
-  int (*reset_peak)(int card);
+  // A card's ledger counts blocks and pages alike; that of kHostMemory counts pages only.
+  int (*ledger)(int place, Ledger* ledger);
+  int (*reset_peak)(int place);
 
-  int (*configure)(int cards, const std::size_t* capacities);  // every pair of cards reaches each other afterwards
-  int (*set_capacity)(int card, std::size_t nbytes);           // below what is used: nothing more is granted
+  // Every pair of cards reaches each other afterwards, and host memory is without limit.
+  int (*configure)(int cards, const std::size_t* capacities);
+  int (*set_capacity)(int place, std::size_t nbytes);  // below what is used: nothing more is granted
   int (*set_peer)(int card, int peer, int possible);
+
+  // Whether set_access let `card` (or the processor: kHostMemory) touch the mapping that holds `at`; 0 without one.
+  int (*access)(Address at, int card, int* allowed);
+
+  // The cards work at once, so a wait that is missing would never be noticed. A held stream makes it visible: what is
+  // recorded in it after stream_hold has not passed before stream_pass.
+  //
+  //     event a    stream_hold    event b    stream_pass
+  //     ---+------------+------------+------------+---->       a has passed at once, b only here ^
+  int (*stream_create)(int card, Stream* stream);
+  int (*stream_destroy)(Stream stream);  // not while it is held: kInvalidValue
+  int (*stream_hold)(Stream stream);
+  int (*stream_pass)(Stream stream);
+  int (*default_stream)(int card, Stream* stream);  // what null means, as a handle that can be held
+
+  // Every call of DriverTable from granularity to copy is counted, and can be made to fail or to be late.
+  int (*calls)(std::uint64_t* count);
+  int (*set_fault)(const Fault* fault);
+  int (*clear_fault)();
+  int (*page_state)(PageState* state);
 };
 
-inline constexpr std::uint32_t kHostTableRevision = 1;
+inline constexpr std::uint32_t kHostTableRevision = 2;
 
 // Null, with the reason in `why`, when libcuda.so.1 cannot be opened or lacks a function.
 const DriverTable* cuda_driver_table(const char** why);

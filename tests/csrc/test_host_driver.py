@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 @pytest.fixture(scope="module", params=SANITIZERS)
 def program(request, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("host_driver") / request.param
-    sources = [PROGRAM, ROOT / "csrc" / "host_driver.cpp"]
+    sources = [PROGRAM, *sorted((ROOT / "csrc").glob("host_*.cpp"))]
     flags = ["-std=c++17", "-O1", "-g", "-fno-sanitize-recover=all", "-pthread", f"-I{ROOT / 'csrc'}"]
     subprocess.run(["g++", *flags, SANITIZERS[request.param], *map(str, sources), "-o", str(target)], check=True)
     return target
