@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "driver.hpp"
+#include "guarded.hpp"
 #include "host_blocks.hpp"
 #include "host_faults.hpp"
 #include "host_machine.hpp"
@@ -16,7 +17,6 @@ namespace poolrt {
 namespace {
 
 using host_driver::counted;
-using host_driver::guarded;
 using host_driver::HostMachine;
 using host_driver::machine;
 

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <new>
 
 #include "driver.hpp"
+#include "guarded.hpp"
 
 namespace poolrt::host_driver {
 
@@ -28,17 +28,7 @@ class DriverCall {
   std::uint32_t delay_us_ = 0;
 };
 
-// For a table: the function as it is, but no exception leaves it.
-template <auto function, typename... Arguments>
-int guarded(Arguments... arguments) noexcept {
-  try {
-    return function(arguments...);
-  } catch (const std::bad_alloc&) {
-    return kOperatingSystem;
-  }
-}
-
-// For a table: the function as a counted call, unless a fault stands in its place.
+// The function, as it stands in the table: a counted call, unless a fault stands in its place.
 template <auto function, typename... Arguments>
 int counted(Arguments... arguments) noexcept {
   const DriverCall call;
