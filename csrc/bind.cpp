@@ -4,6 +4,9 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cstdint>
+#include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -58,6 +61,12 @@ class Driver {
     std::size_t total_nbytes = 0;
     check(with_card("memory_info", card), table_->memory_info(card, &free_nbytes, &total_nbytes));
     return {free_nbytes, total_nbytes};
+  }
+
+  std::size_t granularity(int place) const {
+    std::size_t nbytes = 0;
+    check(with_card("granularity", place), table_->granularity(place, &nbytes));
+    return nbytes;
   }
 
   bool can_access_peer(int card, int peer) const {
@@ -124,7 +133,59 @@ class HostDriver : public Driver {
 
   void reset_peak(int card) const { check(with_card("reset_peak", card), table_->reset_peak(card)); }
 
+  void set_host_capacity(std::optional<std::size_t> nbytes) const {
+    set_capacity(kHostMemory, nbytes.value_or(std::numeric_limits<std::size_t>::max()));
+  }
+
+  PageState page_state() const {
+    PageState state{};
+    check("page_state()", table_->page_state(&state));
+    return state;
+  }
+
+  std::uintptr_t stream_create(int card) const {
+    Stream stream = nullptr;
+    check(with_card("stream_create", card), table_->stream_create(card, &stream));
+    return reinterpret_cast<std::uintptr_t>(stream);
+  }
+
+  std::uintptr_t default_stream(int card) const {
+    Stream stream = nullptr;
+    check(with_card("default_stream", card), table_->default_stream(card, &stream));
+    return reinterpret_cast<std::uintptr_t>(stream);
+  }
+
+  void stream_hold(std::uintptr_t stream) const {
+    check(with_stream("stream_hold", stream), table_->stream_hold(reinterpret_cast<Stream>(stream)));
+  }
+
+  void stream_pass(std::uintptr_t stream) const {
+    check(with_stream("stream_pass", stream), table_->stream_pass(reinterpret_cast<Stream>(stream)));
+  }
+
+  void stream_destroy(std::uintptr_t stream) const {
+    check(with_stream("stream_destroy", stream), table_->stream_destroy(reinterpret_cast<Stream>(stream)));
+  }
+
+  std::uint64_t calls() const {
+    std::uint64_t count = 0;
+    check("calls()", table_->calls(&count));
+    return count;
+  }
+
+  void set_fault(std::uint64_t at_call, int status, std::uint32_t delay_us, std::uint64_t count) const {
+    const Fault fault = {at_call, status, delay_us, count};
+    check("set_fault(at_call=" + std::to_string(at_call) + ", count=" + std::to_string(count) + "), both from 1 on",
+          table_->set_fault(&fault));
+  }
+
+  void clear_fault() const { check("clear_fault()", table_->clear_fault()); }
+
  private:
+  static std::string with_stream(const char* call, std::uintptr_t stream) {
+    return std::string(call) + "(stream=" + std::to_string(stream) + ")";
+  }
+
   const HostTable* table_;
 };
 
@@ -145,6 +206,7 @@ std::uintptr_t host_table_address() { return reinterpret_cast<std::uintptr_t>(ho
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The driver tables of poolrt.";
   module.attr("MAX_CARDS") = kMaxCards;
+  module.attr("HOST_MEMORY") = kHostMemory;
 
   py::class_<Driver>(module, "Driver")
       .def_property_readonly("name", &Driver::name)
@@ -153,6 +215,7 @@ PYBIND11_MODULE(_C, module) {
       .def("device_name", &Driver::device_name, py::arg("card"))
       .def("total_memory", &Driver::total_memory, py::arg("card"))
       .def("memory_info", &Driver::memory_info, py::arg("card"))
+      .def("granularity", &Driver::granularity, py::arg("place"))
       .def("can_access_peer", &Driver::can_access_peer, py::arg("card"), py::arg("peer"));
 
   py::class_<Ledger>(module, "Ledger")
@@ -162,14 +225,33 @@ PYBIND11_MODULE(_C, module) {
       .def_readonly("allocation_count", &Ledger::allocation_count)
       .def_readonly("refusal_count", &Ledger::refusal_count);
 
+  py::class_<PageState>(module, "PageState")
+      .def_readonly("handle_count", &PageState::handle_count)
+      .def_readonly("mapping_count", &PageState::mapping_count)
+      .def_readonly("mapped_nbytes", &PageState::mapped_nbytes)
+      .def_readonly("reserved_nbytes", &PageState::reserved_nbytes)
+      .def_readonly("event_count", &PageState::event_count)
+      .def_readonly("stream_count", &PageState::stream_count);
+
   py::class_<HostDriver, Driver>(module, "HostDriver")
       .def("configure", &HostDriver::configure, py::arg("capacities"))
       .def("set_capacity", &HostDriver::set_capacity, py::arg("card"), py::arg("nbytes"))
       .def("set_peer", &HostDriver::set_peer, py::arg("card"), py::arg("peer"), py::arg("possible"))
       .def("memory_allocate", &HostDriver::memory_allocate, py::arg("card"), py::arg("nbytes"))
       .def("memory_free", &HostDriver::memory_free, py::arg("address"))
-      .def("ledger", &HostDriver::ledger, py::arg("card"))
-      .def("reset_peak", &HostDriver::reset_peak, py::arg("card"));
+      .def("ledger", &HostDriver::ledger, py::arg("card") = kHostMemory)
+      .def("reset_peak", &HostDriver::reset_peak, py::arg("card") = kHostMemory)
+      .def("set_host_capacity", &HostDriver::set_host_capacity, py::arg("nbytes"))
+      .def("page_state", &HostDriver::page_state)
+      .def("stream_create", &HostDriver::stream_create, py::arg("card"))
+      .def("default_stream", &HostDriver::default_stream, py::arg("card"))
+      .def("stream_hold", &HostDriver::stream_hold, py::arg("stream"))
+      .def("stream_pass", &HostDriver::stream_pass, py::arg("stream"))
+      .def("stream_destroy", &HostDriver::stream_destroy, py::arg("stream"))
+      .def("calls", &HostDriver::calls)
+      .def("set_fault", &HostDriver::set_fault, py::arg("at_call"), py::arg("status") = 0, py::arg("delay_us") = 0,
+           py::arg("count") = 1)
+      .def("clear_fault", &HostDriver::clear_fault);
 
   module.def("cuda_driver", &open_cuda_driver);
   module.def("host_driver", [] { return HostDriver(); });

@@ -7,13 +7,12 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
-#include <map>
 #include <mutex>
 #include <optional>
 #include <unordered_map>
 #include <utility>
 
+#include "host_address_map.hpp"
 #include "host_address_range.hpp"
 #include "host_machine.hpp"
 #include "host_page_file.hpp"
@@ -36,12 +35,6 @@ struct PlacePages {
   off_t offset;
   std::uint64_t mapping_count = 0;
   bool released = false;
-};
-
-struct Mapping {
-  std::size_t nbytes;
-  Pages pages;
-  std::uint32_t allowed = 0;
 };
 
 class HostPages {
@@ -73,17 +66,17 @@ class HostPages {
     if (!made) return kOutOfMemory;
     const std::lock_guard<std::mutex> lock(mutex_);
     const Address begin = made->begin();
-    ranges_.try_emplace(begin, std::move(*made));
+    map_.ranges.try_emplace(begin, std::move(*made));
     *range = begin;
     return kSuccess;
   }
 
   int free(Address range, std::size_t nbytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = ranges_.find(range);
-    if (found == ranges_.end() || found->second.nbytes() != nbytes) return kInvalidValue;
-    if (something_mapped(range, nbytes)) return kInvalidValue;
-    ranges_.erase(found);
+    const auto found = map_.ranges.find(range);
+    if (found == map_.ranges.end() || found->second.nbytes() != nbytes) return kInvalidValue;
+    if (map_.something_mapped(range, nbytes)) return kInvalidValue;
+    map_.ranges.erase(found);
     return kSuccess;
   }
 
@@ -91,11 +84,11 @@ class HostPages {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = pages_.find(pages);
     if (found == pages_.end() || found->second.released || found->second.nbytes != nbytes) return kInvalidValue;
-    if (!in_one_range(at, nbytes) || something_mapped(at, nbytes)) return kInvalidValue;
+    if (!map_.in_one_range(at, nbytes) || map_.something_mapped(at, nbytes)) return kInvalidValue;
     PlacePages& record = found->second;
-    mappings_.try_emplace(at, Mapping{nbytes, pages});
+    map_.mappings.try_emplace(at, Mapping{nbytes, pages, record.place});
     if (!AddressRange::place_file(at, nbytes, file(record.place).descriptor(), record.offset)) {
-      mappings_.erase(at);
+      map_.mappings.erase(at);
       return kOperatingSystem;
     }
     ++record.mapping_count;
@@ -104,11 +97,11 @@ class HostPages {
 
   int unmap(Address at, std::size_t nbytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = mappings_.find(at);
-    if (found == mappings_.end() || found->second.nbytes != nbytes) return kInvalidValue;
+    const auto found = map_.mappings.find(at);
+    if (found == map_.mappings.end() || found->second.nbytes != nbytes) return kInvalidValue;
     if (!AddressRange::place_nothing(at, nbytes)) return kOperatingSystem;
     const auto record = pages_.find(found->second.pages);
-    mappings_.erase(found);
+    map_.mappings.erase(found);
     --record->second.mapping_count;
     drop_if_unused(record);
     return kSuccess;
@@ -116,40 +109,38 @@ class HostPages {
 
   int set_access(Address at, std::size_t nbytes, const int* cards, int count) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!in_one_range(at, nbytes) || !made_of_whole_mappings(at, nbytes)) return kInvalidValue;
-    const auto first = mappings_.find(at);
-    const auto last = mappings_.lower_bound(at + nbytes);
+    if (!map_.in_one_range(at, nbytes) || !map_.made_of_whole_mappings(at, nbytes)) return kInvalidValue;
+    const auto first = map_.mappings.find(at);
+    const auto last = map_.mappings.lower_bound(at + nbytes);
     for (auto mapping = first; mapping != last; ++mapping) {
       for (int i = 0; i < count; ++i) {
-        if (!machine().reaches(cards[i], place_of(mapping->second))) return kInvalidDevice;
+        if (!machine().reaches(cards[i], mapping->second.place)) return kInvalidDevice;
       }
     }
     if (!AddressRange::allow_touch(at, nbytes)) return kOperatingSystem;
     for (auto mapping = first; mapping != last; ++mapping) {
       for (int i = 0; i < count; ++i) mapping->second.allowed |= bit_of(cards[i]);
-      if (place_of(mapping->second) == kHostMemory) mapping->second.allowed |= bit_of(kHostMemory);
+      if (mapping->second.place == kHostMemory) mapping->second.allowed |= bit_of(kHostMemory);
     }
     return kSuccess;
   }
 
   bool may_touch(Address at, int place) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const Mapping* mapping = mapping_at(at);
-    return mapping != nullptr && (mapping->allowed & bit_of(place)) != 0;
+    const auto mapping = map_.holding(at);
+    return mapping != map_.mappings.end() && (mapping->second.allowed & bit_of(place)) != 0;
   }
 
   // Memory outside of every range is somebody's ordinary memory.
   bool may_copy(Address at, std::size_t nbytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (outside_of_ranges(at, nbytes)) return true;
-    const Mapping* first = mapping_at(at);
-    if (first == nullptr) return false;
-    const int place = place_of(*first);
+    if (map_.outside_of_ranges(at, nbytes)) return true;
+    const auto first = map_.holding(at);
     for (Address next = at; next < at + nbytes;) {
-      const auto mapping = std::prev(mappings_.upper_bound(next));
-      const Address end = mapping->first + mapping->second.nbytes;
-      if (end <= next || mapping->second.allowed == 0 || place_of(mapping->second) != place) return false;
-      next = end;
+      const auto mapping = map_.holding(next);
+      if (mapping == map_.mappings.end() || mapping->second.allowed == 0) return false;
+      if (mapping->second.place != first->second.place) return false;
+      next = mapping->first + mapping->second.nbytes;
     }
     return true;
   }
@@ -157,14 +148,13 @@ class HostPages {
   void count(PageState* state) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [handle, record] : pages_) state->handle_count += record.released ? 0 : 1;
-    for (const auto& [at, mapping] : mappings_) state->mapped_nbytes += mapping.nbytes;
-    for (const auto& [begin, range] : ranges_) state->reserved_nbytes += range.nbytes();
-    state->mapping_count = mappings_.size();
+    for (const auto& [at, mapping] : map_.mappings) state->mapped_nbytes += mapping.nbytes;
+    for (const auto& [begin, range] : map_.ranges) state->reserved_nbytes += range.nbytes();
+    state->mapping_count = map_.mappings.size();
   }
 
  private:
   PageFile& file(int place) { return files_[place + 1]; }
-  int place_of(const Mapping& mapping) const { return pages_.at(mapping.pages).place; }
 
   int charge_and_take(PlacePages& record) {
     PlaceLedger& ledger = machine().ledger(record.place);
@@ -183,47 +173,10 @@ class HostPages {
     pages_.erase(found);
   }
 
-  bool in_one_range(Address at, std::size_t nbytes) const {
-    const auto after = ranges_.upper_bound(at);
-    if (after == ranges_.begin()) return false;
-    const AddressRange& range = std::prev(after)->second;
-    return at < range.end() && nbytes <= range.end() - at;
-  }
-
-  bool outside_of_ranges(Address at, std::size_t nbytes) const {
-    const auto next = ranges_.lower_bound(at + nbytes);
-    return next == ranges_.begin() || std::prev(next)->second.end() <= at;
-  }
-
-  bool something_mapped(Address at, std::size_t nbytes) const {
-    const auto next = mappings_.lower_bound(at + nbytes);
-    if (next == mappings_.begin()) return false;
-    const auto& [begin, mapping] = *std::prev(next);
-    return begin + mapping.nbytes > at;
-  }
-
-  bool made_of_whole_mappings(Address at, std::size_t nbytes) const {
-    Address next = at;
-    while (next < at + nbytes) {
-      const auto mapping = mappings_.find(next);
-      if (mapping == mappings_.end()) return false;
-      next += mapping->second.nbytes;
-    }
-    return next == at + nbytes;
-  }
-
-  const Mapping* mapping_at(Address at) const {
-    const auto after = mappings_.upper_bound(at);
-    if (after == mappings_.begin()) return nullptr;
-    const auto& [begin, mapping] = *std::prev(after);
-    return at < begin + mapping.nbytes ? &mapping : nullptr;
-  }
-
   std::mutex mutex_;
   Pages last_handle_ = 0;
   std::unordered_map<Pages, PlacePages> pages_;
-  std::map<Address, Mapping> mappings_;
-  std::map<Address, AddressRange> ranges_;
+  AddressMap map_;
   std::array<PageFile, kMaxCards + 1> files_;
 };
 
