@@ -1,5 +1,7 @@
 // The Python module poolrt._C: the driver tables as objects. A failed call raises poolrt.errors.DriverError, which
 // tells the call, the status and its name; everything below this file returns statuses.
+#include "bind.hpp"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -16,15 +18,16 @@
 namespace py = pybind11;
 
 namespace poolrt {
-namespace {
 
-[[noreturn]] void raise_driver_error(const std::string& message, int code, const std::string& name) {
+void raise_driver_error(const std::string& message, int code, const std::string& name) {
   const py::object error = py::module_::import("poolrt.errors").attr("DriverError")(message);
   error.attr("code") = code;
   error.attr("name") = name;
   PyErr_SetObject(py::type::of(error).ptr(), error.ptr());
   throw py::error_already_set();
 }
+
+namespace {
 
 class Driver {
  public:
@@ -256,6 +259,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("cuda_driver", &open_cuda_driver);
   module.def("host_driver", [] { return HostDriver(); });
   module.def("host_table_address", &host_table_address);
+  bind_pool(module);
 }
 
 }  // namespace

@@ -1,0 +1,79 @@
+#include "pool_cache.hpp"
+
+#include <algorithm>
+
+namespace poolrt {
+
+void SegmentCache::insert(Segment* segment) {
+  segment->in_age = by_age_.insert(by_age_.end(), segment);
+  index(segment);
+}
+
+void SegmentCache::insert_as_oldest(Segment* segment) {
+  segment->in_age = by_age_.insert(by_age_.begin(), segment);
+  index(segment);
+}
+
+void SegmentCache::index(Segment* segment) {
+  segment->in_index = by_size_.emplace(std::make_pair(segment->home(), segment->nbytes()), segment);
+  nbytes_ += segment->nbytes();
+}
+
+void SegmentCache::erase(Segment* segment) {
+  by_size_.erase(segment->in_index);
+  by_age_.erase(segment->in_age);
+  nbytes_ -= segment->nbytes();
+}
+
+Segment* SegmentCache::take(int home, std::size_t nbytes, std::size_t home_room_nbytes) {
+  Segment* spilled = nullptr;
+  const std::pair<int, std::size_t> largest(home, nbytes + nbytes / 8);
+  for (auto it = by_size_.lower_bound({home, nbytes}); it != by_size_.end() && it->first <= largest; ++it) {
+    const std::size_t far = it->second->far_nbytes();
+    if (far == 0) {
+      Segment* found = it->second;
+      erase(found);
+      return found;
+    }
+    if (spilled == nullptr && far > home_room_nbytes) spilled = it->second;
+  }
+  if (spilled != nullptr) erase(spilled);
+  return spilled;
+}
+
+std::vector<Segment*> SegmentCache::oldest_at(int place, std::size_t nbytes) const {
+  std::vector<Segment*> found;
+  std::size_t sum = 0;
+  for (Segment* segment : by_age_) {
+    if (sum >= nbytes) break;
+    const std::size_t there = segment->nbytes_at(place);
+    if (there == 0) continue;
+    found.push_back(segment);
+    sum += there;
+  }
+  return found;
+}
+
+std::vector<Segment*> SegmentCache::oldest(std::size_t nbytes) const {
+  std::vector<Segment*> found;
+  std::size_t sum = 0;
+  for (Segment* segment : by_age_) {
+    if (sum >= nbytes) break;
+    found.push_back(segment);
+    sum += segment->nbytes();
+  }
+  return found;
+}
+
+bool SegmentCache::any_at(int place) const {
+  return std::any_of(by_age_.begin(), by_age_.end(),
+                     [place](const Segment* one) { return one->nbytes_at(place) != 0; });
+}
+
+std::size_t SegmentCache::largest() const {
+  std::size_t largest = 0;
+  for (const Segment* segment : by_age_) largest = std::max(largest, segment->nbytes());
+  return largest;
+}
+
+}  // namespace poolrt

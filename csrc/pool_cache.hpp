@@ -1,0 +1,40 @@
+// Segments that nobody uses and that stay mapped for the next request of their home and size.
+#pragma once
+
+#include <cstddef>
+#include <list>
+#include <vector>
+
+#include "pool_segment.hpp"
+
+namespace poolrt {
+
+class SegmentCache {
+ public:
+  void insert(Segment* segment);
+  void insert_as_oldest(Segment* segment);
+  void erase(Segment* segment);
+
+  // The best fit for `nbytes` at `home` with at most an eighth wasted, or null. A segment that lies partly elsewhere
+  // is not worth using once `home_room_nbytes` would hold what it has elsewhere: it is better built anew.
+  Segment* take(int home, std::size_t nbytes, std::size_t home_room_nbytes);
+
+  // The least recently used segments that have `nbytes` at `place` between them, or all that have any there.
+  std::vector<Segment*> oldest_at(int place, std::size_t nbytes) const;
+  std::vector<Segment*> oldest(std::size_t nbytes) const;  // wherever they lie
+  std::vector<Segment*> all() const { return {by_age_.begin(), by_age_.end()}; }
+  bool any_at(int place) const;
+
+  bool empty() const { return by_age_.empty(); }
+  std::size_t nbytes() const { return nbytes_; }
+  std::size_t largest() const;
+
+ private:
+  void index(Segment* segment);
+
+  SegmentIndex by_size_;
+  std::list<Segment*> by_age_;  // the least recently used first
+  std::size_t nbytes_ = 0;
+};
+
+}  // namespace poolrt

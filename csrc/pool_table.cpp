@@ -1,0 +1,70 @@
+#include "pool_table.hpp"
+
+#include <new>
+
+#include "pool.hpp"
+#include "pool_active.hpp"
+#include "pool_message.hpp"
+#include "pool_registry.hpp"
+
+namespace poolrt {
+namespace {
+
+// The tables' books may run out of memory themselves; that must not pass a C border.
+template <typename Call>
+int guarded(const Call& call) noexcept {
+  try {
+    return call();
+  } catch (const std::bad_alloc&) {
+    return kOperatingSystem;
+  }
+}
+
+Address address_of(void* pointer) { return reinterpret_cast<Address>(pointer); }
+
+int allocate(int card, std::size_t nbytes, void** pointer) {
+  *pointer = nullptr;
+  const ActivePool* active = active_pool();
+  if (active == nullptr) return kNotFound;
+  const int asked = active->pool->card_of_ordinal(card);
+  if (asked == kHostMemory) return kNotFound;
+  const int home = active->home == kHostMemory ? asked : active->home;
+  return guarded([&] {
+    Address address = 0;
+    const int status = active->pool->allocate_for(card, nbytes, home, /*stream=*/nullptr, &address);
+    *pointer = reinterpret_cast<void*>(address);
+    return status;
+  });
+}
+
+int retain(void* pointer) {
+  Pool* pool = owner_of(address_of(pointer));
+  return pool == nullptr ? kNotFound : guarded([&] { return pool->retain(address_of(pointer)); });
+}
+
+int free_block(void* pointer) {
+  Pool* pool = owner_of(address_of(pointer));
+  return pool == nullptr ? kNotFound : guarded([&] { return pool->free(address_of(pointer)); });
+}
+
+int card(void* pointer, int* card) {
+  const Pool* pool = owner_of(address_of(pointer));
+  if (pool == nullptr) return kNotFound;
+  return guarded([&] {
+    LiveBlock block{};
+    const int status = pool->find(address_of(pointer), &block);
+    *card = block.device;
+    return status;
+  });
+}
+
+}  // namespace
+
+const PoolTable* pool_table() {
+  static const PoolTable table = {
+      sizeof(PoolTable), kPoolTableRevision, &pool_activity(), allocate, retain, free_block, card, last_pool_message,
+  };
+  return &table;
+}
+
+}  // namespace poolrt
