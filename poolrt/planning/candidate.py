@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from poolrt.planning.granules import GRANULE
 from poolrt.planning.limits import Limits
 from poolrt.planning.memory import predict_cards
 from poolrt.planning.optimizers import optimizer_cost
 from poolrt.planning.plan import PredictedBytes
 from poolrt.planning.profile import Profile
+from poolrt.planning.spill import CardSpill
 from poolrt.planning.step_time import StepTime, predict_step
 from poolrt.topology.topology import Topology
 
@@ -23,6 +25,22 @@ class Candidate:
     predicted_bytes: tuple[PredictedBytes, ...]
     """for each card, at its peak"""
     time: StepTime
+    spills: tuple[CardSpill, ...] = ()
+    """for each card, what it takes from the pool and gives to it; empty if nothing is spilled"""
+
+    spill_s: tuple[float, ...] = ()
+    """for each card, the seconds of a step that it waits for what lies elsewhere"""
+
+    @property
+    def host_bytes(self) -> int:
+        """Pooled bytes on the host, with a granule for each card that has some there: small tensors may need it."""
+        there = [nbytes for spill in self.spills if (nbytes := spill.pooled.all.host)]
+        return sum(there) + GRANULE * len(there)
+
+    @property
+    def away_bytes(self) -> int:
+        """Pooled bytes that are not on their home card."""
+        return sum(spill.pooled.all.away for spill in self.spills)
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from poolrt.planning.counts import in_words
 from poolrt.planning.plan import PredictedBytes
 from poolrt.planning.search import Search
 from poolrt.topology.topology import Card
-from poolrt.units import format_nbytes
+from poolrt.units import MIB, format_nbytes
 
 _CLOSE_ENOUGH = 1.002
 _KINDS = ("weights", "gradients", "optimizer", "activations", "workspace")
@@ -71,13 +71,45 @@ def reason(
     card = cards[miss.worst_card]
     predicted = miss.candidate.predicted_bytes[card.index]
     usable = miss.usable_bytes[card.index]
+    elsewhere = " even with optimizer state and weights elsewhere" if miss.candidate.spills else ""
     of_them = f" of which {format_nbytes(usable)} may be used" if usable < card.memory_bytes else ""
     return (
         f"card {card.index} ({card.name}) has {format_nbytes(card.memory_bytes)}{of_them}, but would need "
-        f"{format_nbytes(predicted.total)} with a batch of {batch_size} in {in_words(miss.candidate.micro_batches)}: "
-        f"{format_nbytes(predicted.total - usable)} too little. It would hold {_by_kind(predicted)}. "
+        f"{format_nbytes(predicted.total)}{elsewhere} with a batch of {batch_size} in "
+        f"{in_words(miss.candidate.micro_batches)}: {format_nbytes(predicted.total - usable)} too little. "
+        f"It would hold {_by_kind(predicted)}. "
         f"To make it fit: {'; or '.join(_remedies(miss, cards, largest_batch, other_counts))}."
     )
+
+
+def host_reason(closest: Candidate, *, host_bytes: int, batch_size: int, largest_batch: int) -> str:
+    """How much the host would have to hold of what does not fit the cards.
+
+    Args:
+        closest: the plan that needs least of the host.
+        host_bytes: what it gives.
+        batch_size: samples in the batch that was planned.
+        largest_batch: samples in the largest batch that fits; 0 if not even one does.
+    """
+    pooled = [spill.pooled for spill in closest.spills]
+    kinds = {
+        "optimizer state": sum(card.optimizer.host for card in pooled),
+        "temporaries of its step": sum(card.temporaries.host for card in pooled),
+        "weights": sum(card.weights.host for card in pooled),
+    }
+    held = ", ".join(f"{kind} {format_nbytes(nbytes)}" for kind, nbytes in kinds.items() if nbytes)
+    smaller = [f"a batch of at most {largest_batch} samples"] if largest_batch else []
+    remedies = [f"at least {_in_mib(closest.host_bytes)} of host memory", *smaller, "more or larger cards"]
+    return (
+        f"with a batch of {batch_size} in {in_words(closest.micro_batches)}, {format_nbytes(closest.host_bytes)} do "
+        f"not fit the cards and would go to the host ({held}), which gives {format_nbytes(host_bytes)}: "
+        f"{format_nbytes(closest.host_bytes - host_bytes)} too little. To make it fit: {'; or '.join(remedies)}."
+    )
+
+
+def _in_mib(nbytes: int) -> str:
+    """Rounded up, so that it can be given back as it is read."""
+    return f"{-(-nbytes // MIB)} MiB"
 
 
 def _by_kind(predicted: PredictedBytes) -> str:

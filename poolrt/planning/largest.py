@@ -6,7 +6,7 @@ from poolrt.errors import ConfigurationError
 from poolrt.planning.counts import MicroBatches, micro_batch_counts
 from poolrt.planning.limits import Limits
 from poolrt.planning.profile import Profile
-from poolrt.planning.search import Search
+from poolrt.planning.spill_search import is_feasible
 from poolrt.topology.topology import Topology
 
 
@@ -29,7 +29,7 @@ def largest_batch(
         limit: the largest batch of interest.
         micro_batches: a number, or "auto" for any.
         splittable: False if the batch must stay whole.
-        limits: optimizer, reserve and output card; AdamW by default.
+        limits: optimizer, reserve, output card and what the host gives; AdamW by default.
 
     Raises:
         ConfigurationError: if an argument makes no sense.
@@ -45,7 +45,7 @@ def largest_batch(
         )
         scaled = profile.scaled(batch_size)
         # More micro-batches hold less at once, so the answer is most often found at the first.
-        return any(Search(scaled, topology, limits, count).is_feasible() for count in reversed(counts))
+        return any(is_feasible(scaled, topology, limits, count) for count in reversed(counts))
 
     fitting, too_large = 0, 1
     while too_large <= limit and fits(too_large):

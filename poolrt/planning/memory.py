@@ -12,6 +12,7 @@ size the two differ by one temporary gradient at most.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import accumulate
 
 from poolrt.planning.moments import CardStep, Gradient, HeldCall, Moment
@@ -51,22 +52,29 @@ class MemoryModel:
             gathers: whether the whole outputs are put together on this card.
         """
         held = frozenset(layers)
-        facts = [self._profile.layers[position] for position in sorted(held)]
-        weights = sum(layer.weight_nbytes for layer in facts)
-        trainable = sum(layer.trainable_nbytes for layer in facts) if self._cost.trains else 0
-        highest = max(self._moments(self._step(held, weights, gathers), weights, trainable), key=sum)
-        batch = self._profile.batch_size
-        return PredictedBytes(
-            weights=_divide_up(highest.weights, batch),
-            gradients=_divide_up(highest.gradients, batch),
-            optimizer=self._cost.state * trainable,
-            activations=_divide_up(highest.activations, batch),
-            workspace=_divide_up(highest.workspace, batch),
-        )
+        highest = self._highest(held, gathers, temporaries=self._cost.temporaries)
+        return replace(highest, optimizer=self._cost.state * self.trainable_nbytes(held))
+
+    def staying(self, layers: Iterable[int], *, gathers: bool) -> PredictedBytes:
+        """As `peak`, were the optimizer's state and its step's temporaries elsewhere.
+
+        Weights are there at every moment, so elsewhere they are missing from the sum at each of them.
+        """
+        return self._highest(frozenset(layers), gathers, temporaries=0)
+
+    def trainable_nbytes(self, layers: Iterable[int]) -> int:
+        """Bytes of the parameters of these layers that get a gradient; none in inference."""
+        return sum(self._profile.layers[position].trainable_nbytes for position in layers) if self._cost.trains else 0
 
     def floor_nbytes(self, first: int, last: int) -> int:
         """Never more than the peak of a card that holds layers first..last-1, and quick: saves most calls of `peak`."""
         always, stepping, saved = (sums[last] - sums[first] for sums in self._floors)
+        return always + max(stepping, saved)
+
+    @property
+    def floor_of_all_nbytes(self) -> int:
+        """Never more than the peaks of all cards together, however the layers are cut."""
+        always, stepping, saved = (sums[-1] for sums in self._floors)
         return always + max(stepping, saved)
 
     def _prefix_floors(self) -> tuple[list[int], list[int], list[int]]:
@@ -80,13 +88,26 @@ class MemoryModel:
             _prefix_sums(trains * nbytes for nbytes in saved),
         )
 
-    def _moments(self, step: CardStep, weights: int, trainable: int) -> Iterator[Moment]:
+    def _highest(self, held: frozenset[int], gathers: bool, *, temporaries: int) -> PredictedBytes:
+        """The highest moment, without the optimizer's state; its step needs `temporaries` times what is trained."""
+        weights = sum(self._profile.layers[position].weight_nbytes for position in held)
+        trainable = self.trainable_nbytes(held)
+        batch = self._profile.batch_size
+        stepping = Moment(weights * batch, trainable * batch, 0, temporaries * trainable * batch)
+        highest = max(self._moments(self._step(held, weights, gathers), stepping), key=sum)
+        return PredictedBytes(
+            weights=_divide_up(highest.weights, batch),
+            gradients=_divide_up(highest.gradients, batch),
+            activations=_divide_up(highest.activations, batch),
+            workspace=_divide_up(highest.workspace, batch),
+        )
+
+    def _moments(self, step: CardStep, stepping: Moment) -> Iterator[Moment]:
         yield from step.forward()
         yield step.between()
         if self._cost.trains:
             yield from step.backward()
-            batch = self._profile.batch_size
-            yield Moment(weights * batch, trainable * batch, 0, self._cost.temporaries * trainable * batch)
+            yield stepping
 
     def _step(self, held: frozenset[int], weights: int, gathers: bool) -> CardStep:
         profile = self._profile

@@ -22,6 +22,9 @@ Runs = tuple[tuple[int, int], ...]
 Fits = Callable[[int, int, int], bool]
 """fits(card, first, last): whether layers first..last-1 fit the card at this position of the line"""
 
+Amount = Callable[[int, int, int], float]
+"""amount(card, first, last): what is added up over the cards of the line"""
+
 _Value = Callable[[float, int, int, int], float]
 """value(of the cards before, card, first, last): of the cards so far; infinite where the run is not allowed"""
 
@@ -36,6 +39,15 @@ def partition(costs: RunCosts, fits: Fits) -> Runs | None:
     shortest = 1 if costs.layers >= costs.cards else 0
     runs = _partition(costs, fits, shortest)
     return _partition(costs, fits, 0) if runs is None and shortest else runs
+
+
+def least_total(costs: RunCosts, fits: Fits, amount: Amount) -> Runs | None:
+    """The cut whose amounts add up to least, where cards may stay empty; None if no cut fits."""
+
+    def total(before: float, card: int, first: int, last: int) -> float:
+        return before + amount(card, first, last)
+
+    return _best(costs, fits, 0, total)
 
 
 def _partition(costs: RunCosts, fits: Fits, shortest: int) -> Runs | None:

@@ -8,8 +8,11 @@ from typing import Any
 
 from poolrt.errors import PlanError
 from poolrt.planning.explain import explain
+from poolrt.planning.limits import Spill
+from poolrt.planning.pooled_bytes import PooledBytes
 
 SCHEMA = 1
+_SPILL_NUMBERS = ("spills_optimizer", "pool_limit_bytes", "predicted_spill_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +24,13 @@ class PredictedBytes:
     optimizer: int = 0
     activations: int = 0
     workspace: int = 0
+    guests: int = 0
+    """pooled bytes of other cards that lie here"""
 
     @property
     def total(self) -> int:
         """The predicted peak."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.workspace
+        return self.weights + self.gradients + self.optimizer + self.activations + self.workspace + self.guests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,16 @@ class CardPlan:
     capacity_bytes: int = 0
     predicted_busy_s: float = 0.0
     """seconds of one step in which this card computes"""
+    spilled_layers: tuple[str, ...] = ()
+    """layers whose weights come from the pool, in the order in which to ask for them: the first ones lie nearest"""
+    spills_optimizer: bool = False
+    """whether the optimizer's state of all layers of this card, and the temporaries of its step, come from the pool"""
+    pooled_bytes: PooledBytes = field(default_factory=PooledBytes)
+    """what this card takes from the pool, and where that is predicted to lie"""
+    pool_limit_bytes: int = 0
+    """how many bytes of pooled tensors may lie on this card, its own or of others"""
+    predicted_spill_s: float = 0.0
+    """seconds of one step that this card spends on bytes that lie elsewhere; part of predicted_busy_s"""
 
     @property
     def predicted_peak_bytes(self) -> int:
@@ -63,6 +78,15 @@ class Plan:
     feasible: bool = True
     reason: str = ""
     """why it is not feasible, and what would make it so"""
+    spill: Spill = "never"
+    """what was asked for: "auto", "never", or bytes on the host"""
+    host_spill_bytes: int = 0
+    """pooled bytes that are predicted to lie on the host, of all cards together"""
+
+    @property
+    def spills(self) -> bool:
+        """Whether anything comes from the pool."""
+        return any(card.pooled_bytes.all.total for card in self.cards)
 
     def card_of(self) -> dict[str, int]:
         """Layer name to card index."""
@@ -77,6 +101,8 @@ class Plan:
         body = {"schema": SCHEMA, **asdict(self)}
         for card, plain in zip(self.cards, body["cards"], strict=True):
             plain["predicted_peak_bytes"] = card.predicted_peak_bytes
+            if not self.spills:
+                del plain["predicted_bytes"]["guests"]
         return body
 
     @classmethod
@@ -110,4 +136,15 @@ def _card_from(plain: dict[str, Any]) -> CardPlan:
         predicted_bytes=PredictedBytes(**plain["predicted_bytes"]),
         capacity_bytes=plain["capacity_bytes"],
         predicted_busy_s=plain["predicted_busy_s"],
+        **_spill_from(plain),
     )
+
+
+def _spill_from(plain: dict[str, Any]) -> dict[str, Any]:
+    """What a card spills; a plan written before there was spilling says nothing of it."""
+    known: dict[str, Any] = {name: plain[name] for name in _SPILL_NUMBERS if name in plain}
+    if "spilled_layers" in plain:
+        known["spilled_layers"] = tuple(plain["spilled_layers"])
+    if "pooled_bytes" in plain:
+        known["pooled_bytes"] = PooledBytes.from_dict(plain["pooled_bytes"])
+    return known

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from poolrt.errors import ConfigurationError, PlanError
 from poolrt.planning.candidate import Candidate, evaluate
 from poolrt.planning.costs import CALL_OVERHEAD_S
 from poolrt.planning.counts import MicroBatches, micro_batch_counts
-from poolrt.planning.infeasible import nearest_miss, reason
+from poolrt.planning.infeasible import host_reason, nearest_miss, reason
 from poolrt.planning.largest import largest_batch
-from poolrt.planning.limits import Limits, OutputCard
+from poolrt.planning.limits import Limits, OutputCard, Spill, host_limit
 from poolrt.planning.plan import CardPlan, Plan
 from poolrt.planning.profile import Profile
 from poolrt.planning.search import Search
+from poolrt.planning.spill_search import SpillSearch, is_feasible
 from poolrt.topology.topology import Topology
 from poolrt.units import format_seconds
 
@@ -34,6 +37,8 @@ def make_plan(
     output_card: OutputCard = "last",
     reserve_fraction: float | None = None,
     call_overhead_s: float = CALL_OVERHEAD_S,
+    spill: Spill = "never",
+    host_bytes: int = 0,
 ) -> Plan:
     """The plan with the least predicted step time among those that fit every card; it uses all cards it can.
 
@@ -49,6 +54,9 @@ def make_plan(
         output_card: where whole outputs are put together: "last" (the last call's card), "host", or a card's index.
         reserve_fraction: part of each card's memory to leave free; None means 5 % of a GPU and nothing of other cards.
         call_overhead_s: fixed cost of one call of one micro-batch, forward or backward, in seconds.
+        spill: what to do if nothing fits: "never" says so; "auto" takes from the pool as little as needed, on other
+            cards and then on the host; a number does too, with that many bytes on the host at most.
+        host_bytes: what the host gives to "auto".
 
     Returns:
         A plan. Where nothing fits it has `feasible=False`, the reason, and the placement that comes closest.
@@ -64,6 +72,7 @@ def make_plan(
         output_card=output_card,
         reserve_fraction=reserve_fraction,
         call_overhead_s=call_overhead_s,
+        host_bytes=host_limit(spill, host_bytes),
     )
     limits.check(topology)
     profile = _for_batch(profile, batch_size)
@@ -71,13 +80,23 @@ def make_plan(
         micro_batches, batch_size=profile.batch_size, cards=len(topology.cards), splittable=splittable
     )
     notes = list(_notes_on_counts(micro_batches, profile.batch_size, splittable, why_not_split))
-    found = [candidate for count in counts if (candidate := Search(profile, topology, limits, count).best())]
-    if not found:
-        return _infeasible(profile, topology, limits, counts, splittable, notes)
-    chosen = _least_split_of_the_fastest(found)
+    chosen = _best(profile, topology, limits, counts)
+    if chosen is None:
+        return replace(_infeasible(profile, topology, limits, counts, splittable, notes), spill=spill)
     notes += _notes_on_cards(chosen, profile, topology)
     notes += _notes_on_one_card(chosen, profile, topology, limits, counts)
-    return _plan(chosen, profile, topology, limits, notes)
+    return replace(_plan(chosen, profile, topology, limits, notes), spill=spill)
+
+
+def _best(profile: Profile, topology: Topology, limits: Limits, counts: Sequence[int]) -> Candidate | None:
+    """The best of what fits without spilling; if nothing does, the fastest that fits with it."""
+    found = [candidate for count in counts if (candidate := Search(profile, topology, limits, count).best())]
+    if found:
+        return _least_split_of_the_fastest(found)
+    if limits.host_bytes is None:
+        return None
+    spilling = [candidate for count in counts if (candidate := SpillSearch(profile, topology, limits, count).best())]
+    return min(spilling, key=lambda candidate: (candidate.time.step_s, candidate.away_bytes), default=None)
 
 
 def _for_batch(profile: Profile, batch_size: int | None) -> Profile:
@@ -106,6 +125,7 @@ def _plan(
             predicted_bytes=chosen.predicted_bytes[card.index],
             capacity_bytes=card.memory_bytes,
             predicted_busy_s=chosen.time.busy_s[card.index],
+            **_pooling(chosen, profile, card.index),
         )
         for card in topology.cards
     )
@@ -121,7 +141,22 @@ def _plan(
         notes=tuple(notes),
         feasible=not reason,
         reason=reason,
+        host_spill_bytes=chosen.host_bytes,
     )
+
+
+def _pooling(chosen: Candidate, profile: Profile, card: int) -> dict[str, Any]:
+    """What a card's plan says of the pool."""
+    if not chosen.spills:
+        return {}
+    spill = chosen.spills[card]
+    return {
+        "spilled_layers": tuple(profile.layers[position].name for position, _ in spill.layers),
+        "spills_optimizer": spill.pooled.optimizer.total > 0,
+        "pooled_bytes": spill.pooled,
+        "pool_limit_bytes": spill.limit,
+        "predicted_spill_s": chosen.spill_s[card],
+    }
 
 
 def _infeasible(
@@ -134,7 +169,15 @@ def _infeasible(
 ) -> Plan:
     """The plan that comes closest, with the reason why it is not enough."""
     batch = profile.batch_size
-    misses = [nearest_miss(Search(profile, topology, limits, count)) for count in counts]
+    largest = largest_batch(profile, topology, limit=batch - 1, splittable=splittable, limits=limits)
+    if limits.host_bytes is not None:
+        cuts = [SpillSearch(profile, topology, limits, count).least_host() for count in counts]
+        if fitting := [cut for cut in cuts if cut]:
+            least = min(fitting, key=lambda cut: cut.host_bytes)
+            why = host_reason(least, host_bytes=limits.host_bytes, batch_size=batch, largest_batch=largest)
+            return _plan(least, profile, topology, limits, notes, why)
+    kind = Search if limits.host_bytes is None else SpillSearch
+    misses = [nearest_miss(kind(profile, topology, limits, count)) for count in counts]
     closest = min(misses, key=lambda miss: miss.scale)
     any_count = micro_batch_counts("auto", batch_size=batch, cards=len(topology.cards), splittable=splittable)
     others = [count for count in any_count if count not in counts]
@@ -142,8 +185,8 @@ def _infeasible(
         closest,
         topology.cards,
         batch_size=batch,
-        largest_batch=largest_batch(profile, topology, limit=batch - 1, splittable=splittable, limits=limits),
-        other_counts=[count for count in others if Search(profile, topology, limits, count).is_feasible()],
+        largest_batch=largest,
+        other_counts=[count for count in others if is_feasible(profile, topology, limits, count)],
     )
     return _plan(closest.candidate, profile, topology, limits, notes, sentence)
 

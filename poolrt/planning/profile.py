@@ -25,6 +25,10 @@ class LayerFacts:
     """the part of weight_nbytes that gets a gradient and optimizer state"""
     largest_gradient_nbytes: int = 0
     """the biggest single gradient: it exists twice while a later micro-batch's is added to it"""
+    trained_tensors: tuple[int, ...] = ()
+    """bytes of each parameter in trainable_nbytes: how the pool rounds them; empty where that is not known"""
+    frozen_tensors: tuple[int, ...] = ()
+    """bytes of each of the other tensors in weight_nbytes; empty where that is not known"""
 
 
 @dataclass(frozen=True, kw_only=True)

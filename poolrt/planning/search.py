@@ -42,21 +42,29 @@ class Search:
 
     def best(self) -> Candidate | None:
         """The fastest of the best cuts; None if nothing fits."""
+        if self._memory.floor_of_all_nbytes > sum(self.usable_bytes):
+            return None
         found = [self.candidate(order, runs) for order in self.orders if (runs := self._cut(order))]
         return min(found, key=lambda candidate: candidate.time.step_s, default=None)
 
     def is_feasible(self) -> bool:
         """Whether any cut fits; quicker than `best` where one does."""
+        if self._memory.floor_of_all_nbytes > sum(self.usable_bytes):
+            return False
         return any(self.pack(order) or self._cut(order) for order in self.orders)
 
     def candidate(self, order: Order, runs: Runs) -> Candidate:
         """What comes of it if the cards, in this order along the line, hold these runs."""
-        card_of = {
+        card_of = self.card_of(order, runs)
+        return evaluate(self.profile, self.topology, self.limits, micro_batches=self.micro_batches, card_of=card_of)
+
+    def card_of(self, order: Order, runs: Runs) -> dict[str, int]:
+        """Layer name to card index if the cards, in this order along the line, hold these runs."""
+        return {
             layer.name: card
             for card, (first, last) in zip(order, runs, strict=True)
             for layer in self.profile.layers[first:last]
         }
-        return evaluate(self.profile, self.topology, self.limits, micro_batches=self.micro_batches, card_of=card_of)
 
     def pack(self, order: Order, scale: float = 1.0) -> Runs | None:
         """Runs that fill card after card as far as its memory times `scale` goes; None if that is too little.
@@ -81,9 +89,13 @@ class Search:
         limit = self.usable_bytes[card] * scale
         return self._memory.floor_nbytes(first, last) <= limit and self._peak_nbytes(card, first, last) <= limit
 
-    def _peak_nbytes(self, card: int, first: int, last: int) -> int:
+    def gathers(self, card: int, first: int, last: int) -> bool:
+        """Whether the whole outputs are put together on card number `card` if it holds layers first..last-1."""
         output = self.limits.output_card
-        gathers = first <= self._last_called < last if output == "last" else output == card
+        return first <= self._last_called < last if output == "last" else output == card
+
+    def _peak_nbytes(self, card: int, first: int, last: int) -> int:
+        gathers = self.gathers(card, first, last)
         key = (first, last, gathers)
         if key not in self._peaks:
             self._peaks[key] = self._memory.peak(range(first, last), gathers=gathers).total
