@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "pool.hpp"
 #include "pool_message.hpp"
 #include "pool_registry.hpp"
 
@@ -13,7 +14,7 @@ namespace {
 struct Entered {
   int token;
   std::shared_ptr<Pool> pool;
-  ActivePool active;
+  int home;
 };
 
 thread_local std::vector<Entered> entered_here;
@@ -24,8 +25,7 @@ thread_local int entered_count = 0;  // needs no construction, so that asking co
 int enter_pool(std::shared_ptr<Pool> pool, int home) {
   static std::atomic<int> last_token{0};
   const int token = ++last_token;
-  Pool* entered = pool.get();
-  entered_here.push_back({token, std::move(pool), {entered, home}});
+  entered_here.push_back({token, std::move(pool), home});
   ++entered_count;
   pool_activity().fetch_add(1, std::memory_order_relaxed);
   return token;
@@ -43,6 +43,14 @@ int leave_pool(int token) {
   return kSuccess;
 }
 
-const ActivePool* active_pool() { return entered_count == 0 ? nullptr : &entered_here.back().active; }
+ActivePool active_pool(int ordinal) {
+  if (entered_count == 0) return {nullptr, kHostMemory};
+  for (auto entered = entered_here.rbegin(); entered != entered_here.rend(); ++entered) {
+    const int card = entered->pool->card_of_ordinal(ordinal);
+    const bool meant = entered->home == kHostMemory || entered->home == card;
+    if (card != kHostMemory && meant) return {entered->pool.get(), card};
+  }
+  return {nullptr, kHostMemory};
+}
 
 }  // namespace poolrt

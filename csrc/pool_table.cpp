@@ -24,14 +24,11 @@ Address address_of(void* pointer) { return reinterpret_cast<Address>(pointer); }
 
 int allocate(int card, std::size_t nbytes, void** pointer) {
   *pointer = nullptr;
-  const ActivePool* active = active_pool();
-  if (active == nullptr) return kNotFound;
-  const int asked = active->pool->card_of_ordinal(card);
-  if (asked == kHostMemory) return kNotFound;
-  const int home = active->home == kHostMemory ? asked : active->home;
+  const ActivePool active = active_pool(card);
+  if (active.pool == nullptr) return kNotFound;
   return guarded([&] {
     Address address = 0;
-    const int status = active->pool->allocate_for(card, nbytes, home, /*stream=*/nullptr, &address);
+    const int status = active.pool->allocate_for(card, nbytes, active.home, /*stream=*/nullptr, &address);
     *pointer = reinterpret_cast<void*>(address);
     return status;
   });

@@ -17,8 +17,8 @@ struct PoolTable {
   // Live blocks of all pools and threads inside one. While it is 0, nothing below has anything to say.
   const std::atomic<std::uint32_t>* activity;
 
-  // A block from the pool this thread is inside, for a tensor that names the card with the driver's ordinal `card`.
-  // kNotFound outside of any pool, or where the pool has no such card: the memory is then to come from elsewhere.
+  // A block from the pool that this thread is inside for the card with the driver's ordinal `card`. kNotFound where it
+  // is inside none: the memory is then to come from elsewhere.
   int (*allocate)(int card, std::size_t nbytes, void** pointer);
 
   // Each answers kNotFound for a pointer that no pool's block begins at.

@@ -30,6 +30,15 @@ class InfeasibleError(PoolrtError, RuntimeError):
 class DriverError(PoolrtError, RuntimeError):
     """A driver call that failed, or a driver that is not there."""
 
+    code: int = 0
+    """the driver's status, numbered as CUresult"""
+    name: str = ""
+    """the status in words"""
+
+
+class PoolError(PoolrtError, RuntimeError):
+    """A pool that cannot do what was asked: it is closed, in use, or the tensor is not its own."""
+
 
 class BuildError(PoolrtError, RuntimeError):
     """The virtual-card backend could not be compiled; the message holds the compiler's words."""

@@ -79,9 +79,7 @@ class _Distribution:
         }
         offered = {peer for peers in self._peers.values() for peer in peers}
         return tuple(
-            self._taking_card(card, pooled[card], weights[card])
-            if demand.spills
-            else self._giving_card(card, offered)
+            self._taking_card(card, pooled[card], weights[card]) if demand.spills else self._giving_card(card, offered)
             for card, demand in enumerate(self._demands)
         )
 

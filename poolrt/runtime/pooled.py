@@ -216,6 +216,7 @@ class Pooled:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward on a whole batch, in lanes."""
         call = (args, kwargs)
+        optimizer_state.leave_pools()
         if self.profile is None:
             check_signature(self.model, call)
             with torch.inference_mode(False):  # parameters moved in it could never learn again
