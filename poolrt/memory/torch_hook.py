@@ -93,7 +93,8 @@ class _Pair:
         with _slots_lock:
             if not _free_slots:
                 raise ConfigurationError(
-                    f"all {_C.ALLOCATOR_SLOTS} allocators for CUDA pools are in use (one per pool and card): close() a pool"
+                    f"all {_C.ALLOCATOR_SLOTS} allocators for CUDA pools are in use, one per pool and card: close() a "
+                    "pool"
                 )
             self._slot = _free_slots.pop()
         _C.register_pair(self._slot, core, home)

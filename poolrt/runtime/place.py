@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from poolrt.runtime.layers import Layer
+from poolrt.runtime.spill import Spill
 from poolrt.runtime.trees import map_tensors
 
 
@@ -55,26 +56,39 @@ class Placement:
                 cards[module] = self.card_of_layer[layer.module]
         return cards
 
-    def apply(self) -> None:
-        """Move every parameter (its gradient with it) and buffer to its card; objects stay the same."""
+    def apply(self, spill: Spill | None = None) -> None:
+        """Move every parameter (its gradient with it) and buffer to its card; objects stay the same.
+
+        Args:
+            spill: takes the weights of the layers that the plan spills.
+        """
         self.home.clear()
         moved: dict[tuple[int, torch.device], Tensor] = {}  # what two modules share, they share afterwards
-        for module, card in self._in_layer_order():
+        spilled: list[tuple[int, nn.Parameter, int]] = []
+        for module, card, layer in self._in_layer_order():
+            rank = spill.rank(layer) if spill is not None else None
             for parameter in module._parameters.values():
-                if parameter is not None and self.home.setdefault(id(parameter), card) == card:
+                if parameter is None or self.home.setdefault(id(parameter), card) != card:
+                    continue
+                if rank is None:
                     move_parameter(parameter, self.devices[card])
+                else:
+                    spilled.append((rank, parameter, card))
             for holder, name, tensor in _held_tensors(module):
                 device = self.devices[card]
                 holder[name] = moved.setdefault((id(tensor), device), tensor.to(device))
+        if spill is not None:
+            _take_in_order(spill, spilled)
 
-    def _in_layer_order(self) -> Iterator[tuple[nn.Module, int]]:
+    def _in_layer_order(self) -> Iterator[tuple[nn.Module, int, str]]:
+        """(module, card, name of the layer it is part of, "" if of none)."""
         for layer in self.layers:
             for module in layer.module.modules():
-                yield module, self.card_of_layer[layer.module]
+                yield module, self.card_of_layer[layer.module], layer.name
         placed = {module for layer in self.layers for module in layer.module.modules()}
         for module in self.model.modules():
             if module not in placed:
-                yield module, self.first_card
+                yield module, self.first_card, ""
 
     def to_first_card(self, value: Any) -> Any:
         """`value`, a batch say, with its tensors on the card where the model begins."""
@@ -108,6 +122,14 @@ class Placement:
             if parameter.grad is not None:
                 totals[self.home.get(id(parameter), self.first_card)] += parameter.grad.nbytes
         return totals
+
+
+def _take_in_order(spill: Spill, spilled: list[tuple[int, nn.Parameter, int]]) -> None:
+    taken: set[int] = set()
+    for _rank, parameter, card in sorted(spilled, key=lambda entry: entry[0]):
+        if id(parameter) not in taken:  # tied within its card
+            taken.add(id(parameter))
+            spill.take(parameter, card)
 
 
 class WeightsBefore:

@@ -38,6 +38,7 @@ from poolrt.runtime.out_of_memory import MemoryGuard
 from poolrt.runtime.place import Placement, WeightsBefore
 from poolrt.runtime.profile_model import weigh_layers
 from poolrt.runtime.random_state import CardSeeds
+from poolrt.runtime.spill import Spill
 from poolrt.runtime.splitting import Cut, Splitting
 from poolrt.runtime.step import Step
 from poolrt.runtime.trees import flatten, map_tensors
@@ -64,6 +65,7 @@ class Pooled:
         self._guard = MemoryGuard(lambda: self.placement, self._hints)
         self._output_card: OutputCard = "last"
         self._weights_before = WeightsBefore(model)
+        self._spill: Spill | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -84,7 +86,7 @@ class Pooled:
             self.remove_hooks()
             self._weights_before.restore()
             raise
-        optimizer_state.follow(self.model.parameters())
+        optimizer_state.follow(self.model.parameters(), self._spill)
         self._install()
 
     def _place_first(self, call: Call | None) -> None:
@@ -115,7 +117,7 @@ class Pooled:
         if self.plan is not None and self.profile is not None:
             twin._adopt(self.plan, self.profile)
             twin.profile = self.profile
-        optimizer_state.follow(model.parameters())
+        optimizer_state.follow(model.parameters(), twin._spill)
         twin._install()
 
     def _forget_measurements(self) -> None:
@@ -181,7 +183,9 @@ class Pooled:
 
     def _adopt(self, plan: Plan, profile: Profile) -> None:
         """Place the layers as planned; the path of their calls gives the cards' orders."""
+        self._spill = Spill(plan, self.topology) if plan.spills else None
         self._place(plan.card_of())
+        optimizer_state.follow(self.model.parameters(), self._spill)
         self.plan = plan
         self._orders = CardOrders(call_path(profile.calls, plan.card_of()))
         self._machine = Machine(self.placement, self._original, threads_per_lane(self.topology))
@@ -192,7 +196,7 @@ class Pooled:
         self.remove_hooks()
         self.placement = Placement(self.model, self.layers, card_of, self.devices)
         try:
-            self.placement.apply()
+            self.placement.apply(self._spill)
         except torch.OutOfMemoryError:
             if not or_not:
                 raise

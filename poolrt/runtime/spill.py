@@ -9,7 +9,7 @@ A spilled tensor is still a tensor of its card, which reaches the pages wherever
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -17,7 +17,6 @@ from torch import nn
 
 from poolrt.memory.pool import Pool
 from poolrt.planning.plan import Plan
-from poolrt.runtime.layers import Layer
 from poolrt.topology.topology import Topology
 
 
@@ -26,25 +25,26 @@ class Spill:
 
     def __init__(self, plan: Plan, topology: Topology) -> None:
         self.pool = Pool(topology, plan.host_spill_bytes, limits=[card.pool_limit_bytes for card in plan.cards])
-        self._plan = plan
+        spilled = [name for card in plan.cards for name in card.spilled_layers]
+        self._ranks = {name: rank for rank, name in enumerate(spilled)}
         self.homes = [card.index for card in plan.cards if card.spills_optimizer]
         """cards whose optimizer state is the pool's"""
 
-    def take_weights(self, layers: Sequence[Layer]) -> None:
-        """Bring the weights of the plan's spilled layers into the pool; the parameters stay the same objects.
+    def rank(self, layer: str) -> int | None:
+        """When to ask for the weights of this layer, as the first ones lie nearest; None if they stay on their card."""
+        return self._ranks.get(layer)
+
+    def take(self, parameter: nn.Parameter, home: int) -> None:
+        """Bring `parameter`, its gradient apart, into the pool. It stays the same object.
 
         Raises:
-            torch.OutOfMemoryError: if there is no room for them, which is not as planned.
+            torch.OutOfMemoryError: if there is no room for it, which is not as planned.
         """
-        modules = {layer.name: layer.module for layer in layers}
-        for card in self._plan.cards:
-            for name in card.spilled_layers:
-                self._take(modules[name], card.index)
-
-    def _take(self, module: nn.Module, home: int) -> None:
-        for parameter in module.parameters():
-            if parameter.device == self.pool.devices[home]:  # a tied one may live with another layer
-                parameter.data = self.pool.like(parameter.data, home=home)
+        values, gradient = parameter.data.cpu(), parameter.grad
+        parameter.grad = None
+        parameter.data = values  # what it took until now, on a card or in another pool, is free from here on
+        parameter.data = self.pool.like(values, home=home)
+        parameter.grad = None if gradient is None else gradient.to(parameter.device)
 
     @contextmanager
     def for_optimizer(self) -> Iterator[None]:
