@@ -40,10 +40,16 @@ const DriverTable& table_of(const py::object& driver) {
   return *table;
 }
 
-void check_plain(int status) {
-  if (status != kSuccess) {
-    raise_driver_error(last_pool_message(), status, host_driver_table()->driver.status_name(status));
-  }
+// Lets go of the interpreter lock: the call may be the one that closes a pool.
+template <typename Call>
+int unlocked(const Call& call) {
+  const py::gil_scoped_release unlocked;
+  return call();
+}
+
+void check(int status, const DriverTable& table, const char* message = nullptr) {
+  if (status == kSuccess) return;
+  raise_driver_error(message == nullptr ? last_pool_message() : message, status, table.status_name(status));
 }
 
 // The pool as Python sees it. No call holds the interpreter lock while it is in the pool.
@@ -148,12 +154,6 @@ class PyPool {
   }
 
  private:
-  template <typename Call>
-  static int unlocked(const Call& call) {
-    const py::gil_scoped_release unlocked;
-    return call();
-  }
-
   static StreamUse use_of(const PyStream& stream, int home) {
     if (const auto* pair = std::get_if<std::pair<int, std::uintptr_t>>(&stream)) {
       return {pair->first, reinterpret_cast<Stream>(pair->second)};
@@ -167,14 +167,23 @@ class PyPool {
     return tuples;
   }
 
-  void check(int status, const char* message = nullptr) const {
-    if (status == kSuccess) return;
-    raise_driver_error(message == nullptr ? last_pool_message() : message, status, table_->status_name(status));
-  }
+  void check(int status, const char* message = nullptr) const { poolrt::check(status, *table_, message); }
 
   const DriverTable* table_;
   std::shared_ptr<Pool> pool_;
 };
+
+void leave(int token) {
+  check(unlocked([token] { return leave_pool(token); }), host_driver_table()->driver);
+}
+
+void take_pair(int slot, const PyPool& pool, int home) {
+  check(register_pair(slot, pool.pool(), home), host_driver_table()->driver);
+}
+
+void give_back_pair(int slot) {
+  check(unlocked([slot] { return unregister_pair(slot); }), host_driver_table()->driver);
+}
 
 void bind_stats(py::module_& module) {
   py::class_<TierUse>(module, "TierUse")
@@ -234,12 +243,9 @@ void bind_pool(py::module_& module) {
   module.def(
       "enter_pool", [](const PyPool& pool, OptionalPlace home) { return enter_pool(pool.pool(), from_python(home)); },
       py::arg("pool"), py::arg("home"));
-  module.def("leave_pool", [](int token) { check_plain(leave_pool(token)); }, py::arg("token"));
-  module.def(
-      "register_pair",
-      [](int slot, const PyPool& pool, int home) { check_plain(register_pair(slot, pool.pool(), home)); },
-      py::arg("slot"), py::arg("pool"), py::arg("home"));
-  module.def("unregister_pair", [](int slot) { check_plain(unregister_pair(slot)); }, py::arg("slot"));
+  module.def("leave_pool", &leave, py::arg("token"));
+  module.def("register_pair", &take_pair, py::arg("slot"), py::arg("pool"), py::arg("home"));
+  module.def("unregister_pair", &give_back_pair, py::arg("slot"));
   module.def("pool_table_address", [] { return reinterpret_cast<std::uintptr_t>(pool_table()); });
 }
 

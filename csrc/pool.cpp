@@ -278,7 +278,7 @@ std::string Pool::out_of_memory_message(std::size_t nbytes, int home) const {
       continue;
     }
     text += " " + place_name(tier.place) + (tier.place == home ? " (home) " : " ");
-    text += sized(tier.mapped_nbytes) + " of " + sized(tier.limit_nbytes) + " used";
+    text += sized_of(tier.mapped_nbytes, tier.limit_nbytes) + " used";
     text += tiers_.reaches(home, tier.place) ? "," : " (out of reach),";
   }
   text.back() = ';';

@@ -232,6 +232,7 @@ void Pool::abandon(Pool* pool) {
   if (!pool->live_.empty()) {
     pool->abandoned_ = true;
     pool->retire(lock, pool->cache_.all());
+    pool->deferred_.destroy_spent();
     if (!pool->live_.empty()) return;
   }
   lock.unlock();

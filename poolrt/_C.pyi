@@ -112,3 +112,145 @@ def host_driver() -> HostDriver:
 
 def host_table_address() -> int:
     """Where the HOST driver's C table is, for a separately compiled library that charges the same ledgers."""
+
+ALLOCATOR_SLOTS: Final[int]
+"""How many function pairs `poolrt_malloc_<slot>`, `poolrt_free_<slot>` this library exports for torch."""
+
+class TierUse:
+    """What one place of a pool may hold and holds, in bytes."""
+
+    @property
+    def place(self) -> int | None:
+        """A card of the pool; None is the host."""
+    @property
+    def limit_nbytes(self) -> int: ...
+    @property
+    def mapped_nbytes(self) -> int: ...
+    @property
+    def peak_nbytes(self) -> int: ...
+
+class PoolStats:
+    """A pool at one moment: mapped over all tiers == live + cached + deferred, in bytes."""
+
+    @property
+    def tiers(self) -> list[TierUse]:
+        """The cards in order, then the host."""
+    @property
+    def live_nbytes(self) -> int:
+        """Handed out, as rounded."""
+    @property
+    def cached_nbytes(self) -> int:
+        """Mapped and free."""
+    @property
+    def deferred_nbytes(self) -> int:
+        """Given back, while streams may still use it."""
+    @property
+    def requested_nbytes(self) -> int:
+        """Of the live blocks, as asked for."""
+    @property
+    def spilled_nbytes(self) -> int:
+        """Of the live blocks, not on their home."""
+    @property
+    def condemned_nbytes(self) -> int:
+        """Of what is cached: the driver failed to take it back; the next trim tries again."""
+    @property
+    def largest_free_nbytes(self) -> int: ...
+    @property
+    def peak_live_nbytes(self) -> int: ...
+    @property
+    def live_blocks(self) -> int: ...
+    @property
+    def hits(self) -> int:
+        """Requests served from what was mapped already."""
+    @property
+    def misses(self) -> int:
+        """Requests that needed a new segment."""
+    @property
+    def refusals(self) -> int:
+        """Requests for which there was not enough room anywhere."""
+    @property
+    def evictions(self) -> int:
+        """Cached segments given back to the driver."""
+    @property
+    def driver_calls(self) -> int: ...
+    @property
+    def lost_handles(self) -> int:
+        """Driver resources that could not be given back even by a destructor; 0 unless the driver is broken."""
+    @property
+    def fragmentation(self) -> float:
+        """1 - largest free piece / cached; 0 where nothing is cached."""
+
+class Pool:
+    """Memory of several cards and the host in one: a block is one address range, whatever its pages lie on.
+
+    Cards are numbered as in `cards`, a list of (ordinal of the driver, limit in bytes); two may share an ordinal. The
+    host tier is off at 0 bytes. A segment is made of extents of at most `chunk_nbytes`; `cache_limit_nbytes` (None: no
+    limit) bounds what is kept mapped for later; `peers` names for each card the others, nearest first (by index).
+    Blocks outlive the object: their memory stays until the last is freed. No method holds the interpreter lock.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        cards: Sequence[tuple[int, int]],
+        host_limit_nbytes: int = 0,
+        chunk_nbytes: int = 64 << 20,
+        cache_limit_nbytes: int | None = None,
+        peers: Sequence[Sequence[int]] | None = None,
+    ) -> None: ...
+    @property
+    def number(self) -> int:
+        """Counts the pools of this process, from 1."""
+    def allocate(self, nbytes: int, home: int, stream: int = 0) -> int:
+        """The address of a new block of `nbytes`, as near to card `home` as there is room; 0 for 0 bytes.
+
+        `stream` is where it will be used first: memory last used on that very stream is handed out without waiting.
+        DriverError with the code 2 (OUT_OF_MEMORY) tells the bytes by tier.
+        """
+    def free(self, address: int, streams: Sequence[int | tuple[int, int]] = ()) -> None:
+        """Give up one ownership; with the last one the memory is free once `streams` have come this far.
+
+        A stream is one of the block's home, or (card, stream); 0 is the default stream.
+        """
+    def retain(self, address: int) -> None:
+        """One more owner."""
+    def find(self, address: int) -> tuple[int, int, int]:
+        """(address, bytes asked for, home) of the live block that `address` lies in."""
+    def extents(self, address: int) -> list[tuple[int | None, int]]:
+        """(card, or None for the host; bytes) of the block that `address` lies in, in address order."""
+    def home(self, address: int) -> int: ...
+    def move(self, address: int, home: int) -> None:
+        """Put a block's bytes on other pages, as near to `home` as there is room; its addresses stay.
+
+        Nobody may use the block meanwhile. Refused (801, NOT_SUPPORTED) for a small block that shares its segment.
+        """
+    def stats(self) -> PoolStats: ...
+    def live(self) -> list[tuple[int, int, int]]:
+        """(address, bytes asked for, home) of every live block, by address."""
+    def trim(self) -> int:
+        """Give everything cached back to the driver; the bytes given back."""
+    def set_limit(self, place: int | None, nbytes: int) -> None:
+        """Change the limit of a card, or of the host (None); below what is mapped, nothing more is granted."""
+    def set_cache_limit(self, nbytes: int | None) -> None: ...
+    def close(self) -> list[tuple[int, int, int]]:
+        """Give everything back and grant nothing more. While blocks live nothing is done and they are returned."""
+    def audit(self) -> str:
+        """Counts everything anew; the first thing that does not add up, or "". For tests."""
+
+def enter_pool(pool: Pool, home: int | None) -> int:
+    """From here on this thread's allocations on virtual cards of the pool come from it; a token for leave_pool.
+
+    `home` is where all of them go; None: the card that is asked for.
+    """
+
+def leave_pool(token: int) -> None:
+    """Leave the pool that this thread entered last."""
+
+def register_pair(slot: int, pool: Pool, home: int) -> None:
+    """Let the exported functions of `slot` allocate from `pool` for its card `home`."""
+
+def unregister_pair(slot: int) -> None:
+    """Free a slot; what was allocated through it may still be freed through it."""
+
+def pool_table_address() -> int:
+    """Where the pools' C table is, for a separately compiled library whose tensors may lie in them."""
