@@ -69,7 +69,7 @@ class TierStats:
 class PoolStats:
     """What a pool holds, in bytes, at one moment.
 
-    sum of the tiers' mapped = live + cached + deferred + condemned
+    sum of the tiers' mapped = live + cached + deferred
     """
 
     tiers: tuple[TierStats, ...]
@@ -82,7 +82,7 @@ class PoolStats:
     deferred_nbytes: int
     """free once a card has finished what it was doing"""
     condemned_nbytes: int
-    """what the driver would not take back; tried again at the next trim()"""
+    """of the cached, what the driver would not take back; tried again at the next trim()"""
     spilled_nbytes: int
     """handed out, and not on the home card"""
     peak_live_nbytes: int

@@ -45,7 +45,7 @@ def used() -> list[int]:
 def agree(pool: Pool) -> None:
     """The sums of the statistics."""
     now = pool.stats()
-    kept = now.live_nbytes + now.cached_nbytes + now.deferred_nbytes + now.condemned_nbytes
+    kept = now.live_nbytes + now.cached_nbytes + now.deferred_nbytes
     assert sum(tier.mapped_nbytes for tier in now.tiers) == kept
     assert now.requested_nbytes <= now.live_nbytes
 
