@@ -1,54 +1,17 @@
-// Exercises the HOST driver by itself, for the sanitizers: run by test_host_driver.py.
-//
-//     host_driver_program CASE      exits 0 and prints nothing, or says what was not as expected
+// Blocks of the HOST driver, and their ledgers.
 #include <atomic>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <map>
 #include <random>
-#include <string>
 #include <thread>
 #include <vector>
 
-#include "driver.hpp"
+#include "host_cases.hpp"
 
 namespace {
 
-using poolrt::HostTable;
-using poolrt::Ledger;
-
-constexpr std::size_t kMiB = 1 << 20;
-
-#define EXPECT(condition)                                                  \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (false)
-
-const HostTable& host() { return *poolrt::host_driver_table(); }
-
-Ledger ledger(int card) {
-  Ledger now{};
-  EXPECT(host().ledger(card, &now) == poolrt::kSuccess);
-  return now;
-}
-
-void configure(const std::vector<std::size_t>& capacities) {
-  EXPECT(host().configure(static_cast<int>(capacities.size()), capacities.data()) == poolrt::kSuccess);
-}
-
-void* allocate(int card, std::size_t nbytes) {
-  void* block = nullptr;
-  EXPECT(host().memory_allocate(card, nbytes, &block) == poolrt::kSuccess);
-  return block;
-}
-
-void a_block_is_aligned_and_charged_in_steps_of_512() {
+CASE(a_block_is_aligned_and_charged_in_steps_of_512) {
   configure({kMiB, kMiB});
   char* block = static_cast<char*>(allocate(1, 1000));
   std::memset(block, 1, 1000);
@@ -60,14 +23,14 @@ void a_block_is_aligned_and_charged_in_steps_of_512() {
   EXPECT(ledger(1).used_nbytes == 0 && ledger(1).peak_nbytes == 1024 && ledger(1).allocation_count == 1);
 }
 
-void an_empty_block_costs_nothing() {
+CASE(an_empty_block_costs_nothing) {
   configure({kMiB});
   EXPECT(allocate(0, 0) == nullptr);
   EXPECT(ledger(0).used_nbytes == 0 && ledger(0).allocation_count == 0);
   EXPECT(host().memory_free(nullptr) == poolrt::kSuccess);
 }
 
-void the_last_owner_returns_the_memory() {
+CASE(the_last_owner_returns_the_memory) {
   configure({kMiB});
   void* block = allocate(0, 512);
   EXPECT(host().memory_retain(block) == poolrt::kSuccess);
@@ -77,7 +40,7 @@ void the_last_owner_returns_the_memory() {
   EXPECT(ledger(0).used_nbytes == 0);
 }
 
-void a_full_card_refuses_and_stays_as_it_was() {
+CASE(a_full_card_refuses_and_stays_as_it_was) {
   configure({kMiB});
   void* first = allocate(0, kMiB - 512);
   void* refused = first;
@@ -92,14 +55,14 @@ void a_full_card_refuses_and_stays_as_it_was() {
   EXPECT(ledger(0).peak_nbytes == 0);
 }
 
-void host_memory_is_in_no_ledger() {
+CASE(host_memory_is_in_no_ledger) {
   configure({kMiB});
   void* block = allocate(poolrt::kHostMemory, 4 * kMiB);
   EXPECT(ledger(0).used_nbytes == 0);
   EXPECT(host().memory_free(block) == poolrt::kSuccess);
 }
 
-void another_allocators_block_is_told_apart() {
+CASE(another_allocators_block_is_told_apart) {
   void* foreign = nullptr;
   EXPECT(posix_memalign(&foreign, 64, 256) == 0);
   char* inside = static_cast<char*>(foreign) + 64;  // so that what lies in front belongs to the block
@@ -109,7 +72,7 @@ void another_allocators_block_is_told_apart() {
   std::free(foreign);
 }
 
-void cards_come_and_go_while_blocks_stay() {
+CASE(cards_come_and_go_while_blocks_stay) {
   configure({kMiB, kMiB, kMiB});
   void* block = allocate(2, 4096);
   configure({kMiB});
@@ -130,7 +93,7 @@ void cards_come_and_go_while_blocks_stay() {
 }
 
 // Four threads on two cards, each filling its blocks with its own mark and checking it before the block is freed.
-void threads_share_a_ledger() {
+CASE(threads_share_a_ledger) {
   constexpr std::size_t kCapacity = 64 * 1024;
   configure({kCapacity, kCapacity});
   std::atomic<std::uint64_t> granted{0};
@@ -172,7 +135,7 @@ void threads_share_a_ledger() {
 }
 
 // A refusal is one step: while one thread asks in vain for more than there is, another always gets what is free.
-void a_refused_thread_costs_the_others_nothing() {
+CASE(a_refused_thread_costs_the_others_nothing) {
   configure({kMiB});
   std::atomic<bool> stop{false};
   std::thread greedy([&] {
@@ -185,7 +148,7 @@ void a_refused_thread_costs_the_others_nothing() {
   EXPECT(ledger(0).peak_nbytes == kMiB / 2);
 }
 
-void cards_change_while_threads_work() {
+CASE(cards_change_while_threads_work) {
   configure({kMiB, kMiB});
   std::atomic<bool> stop{false};
   std::thread worker([&] {
@@ -203,30 +166,4 @@ void cards_change_while_threads_work() {
   EXPECT(ledger(1).used_nbytes == 0);
 }
 
-#define CASE(function) {#function, function}
-const std::map<std::string, std::function<void()>> kCases = {
-    CASE(a_block_is_aligned_and_charged_in_steps_of_512),
-    CASE(an_empty_block_costs_nothing),
-    CASE(the_last_owner_returns_the_memory),
-    CASE(a_full_card_refuses_and_stays_as_it_was),
-    CASE(host_memory_is_in_no_ledger),
-    CASE(another_allocators_block_is_told_apart),
-    CASE(cards_come_and_go_while_blocks_stay),
-    CASE(threads_share_a_ledger),
-    CASE(a_refused_thread_costs_the_others_nothing),
-    CASE(cards_change_while_threads_work),
-};
-
 }  // namespace
-
-int main(int argc, char** argv) {
-  for (const auto& [name, run] : kCases) {
-    if (argc == 1) {
-      std::printf("%s\n", name.c_str());
-    } else if (name == argv[1]) {
-      run();
-      return 0;
-    }
-  }
-  return argc == 1 ? 0 : 2;
-}
