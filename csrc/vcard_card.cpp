@@ -6,13 +6,19 @@ namespace poolrt::vcard {
 namespace {
 
 const HostTable* attached_host = nullptr;
+const PoolTable* attached_pools = nullptr;
 thread_local int this_threads_card = 0;
 thread_local int this_threads_birth_card = kHostMemory;
 
 }  // namespace
 
-void attach(const HostTable* host) { attached_host = host; }
+void attach(const HostTable* host, const PoolTable* pools) {
+  attached_host = host;
+  attached_pools = pools;
+}
+
 const HostTable& host() { return *attached_host; }
+const PoolTable& pools() { return *attached_pools; }
 
 int card_count() {
   int count = 0;

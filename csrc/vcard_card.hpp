@@ -4,15 +4,22 @@
 
 #include <c10/core/Device.h>
 
+#include <atomic>
+
 #include "driver.hpp"
+#include "pool_table.hpp"
 
 namespace poolrt::vcard {
 
 inline constexpr c10::DeviceType kVcard = c10::DeviceType::PrivateUse1;
 
 // Called once, before anything else here.
-void attach(const HostTable* host);
+void attach(const HostTable* host, const PoolTable* pools);
 const HostTable& host();
+const PoolTable& pools();
+
+// Whether memory may be a pool's, and a request may be for one. Free of charge while there is none.
+inline bool pools_in_use() { return pools().activity->load(std::memory_order_relaxed) != 0; }
 
 int card_count();
 int current_card();

@@ -21,8 +21,8 @@ torch::Library& library(torch::Library::Kind kind, const char* name, std::option
   return *new torch::Library(kind, name, key, __FILE__, __LINE__);  // registrations last as long as the process
 }
 
-void load(const HostTable* table) {
-  attach(table);
+void load(const HostTable* host, const PoolTable* pools) {
+  attach(host, pools);
   install_allocators();
   install_device();
   torch::Library& aten = library(torch::Library::IMPL, "aten", DispatchKey::PrivateUse1);
@@ -50,14 +50,15 @@ std::string& last_error() {
 #define POOLRT_EXPORT extern "C" __attribute__((visibility("default")))
 
 // 0, or a poolrt::Status with the reason in vcard_last_error().
-POOLRT_EXPORT int vcard_load(const poolrt::HostTable* table) {
+POOLRT_EXPORT int vcard_load(const poolrt::HostTable* host, const poolrt::PoolTable* pools) {
   using namespace poolrt;
-  if (table->table_nbytes != sizeof(HostTable) || table->revision != kHostTableRevision) {
+  if (host->table_nbytes != sizeof(HostTable) || host->revision != kHostTableRevision ||
+      pools->table_nbytes != sizeof(PoolTable) || pools->revision != kPoolTableRevision) {
     vcard::last_error() = "poolrt._C was built from other sources than the virtual-card backend; reinstall poolrt";
     return kInvalidValue;
   }
   try {
-    vcard::load(table);
+    vcard::load(host, pools);
     return kSuccess;
   } catch (const std::exception& error) {
     vcard::last_error() = error.what();

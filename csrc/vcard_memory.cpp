@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 
@@ -17,7 +18,15 @@ namespace {
 // raw_deallocate, which asks the allocator of today for its deleter.
 c10::DeleterFnPtr delete_foreign_block = nullptr;
 
+// A pool's blocks begin at multiples of 512; nothing else need be looked up. The header in front of an ordinary block
+// must not be read before this was asked: in front of a pool's block there may be nothing.
+bool may_be_pooled(void* block) {
+  constexpr std::uintptr_t kPoolAlignment = 512;
+  return pools_in_use() && reinterpret_cast<std::uintptr_t>(block) % kPoolAlignment == 0;
+}
+
 void release(void* block) {
+  if (C10_UNLIKELY(may_be_pooled(block)) && pools().free(block) != kNotFound) return;
   if (host().memory_free(block) == kNotFound) delete_foreign_block(block);
 }
 
@@ -35,9 +44,21 @@ void release(void* block) {
   TORCH_CHECK_WITH(OutOfMemoryError, false, "the host is out of memory: tried to allocate ", nbytes, " bytes");
 }
 
+// True if this thread is inside a pool that has `card`: then the block is the pool's.
+bool allocate_in_pool(int card, std::size_t nbytes, void** block) {
+  const int status = pools().allocate(card, nbytes, block);
+  if (status == kNotFound) return false;
+  TORCH_CHECK_WITH(OutOfMemoryError, status != kOutOfMemory, "vcard:", card, ": ", pools().last_message());
+  TORCH_CHECK(status == kSuccess, "vcard:", card, ": ", pools().last_message());
+  return true;
+}
+
 // `home` is a card or kHostMemory.
 c10::DataPtr allocate(int home, std::size_t nbytes, c10::Device device) {
   void* block = nullptr;
+  if (C10_UNLIKELY(home != kHostMemory && pools_in_use()) && allocate_in_pool(home, nbytes, &block)) {
+    return {block, block, &release, device};
+  }
   const int status = host().memory_allocate(home, nbytes, &block);
   if (C10_LIKELY(status == kSuccess)) return {block, block, &release, device};
   if (status == kInvalidDevice) check_ordinal(home);
@@ -130,7 +151,7 @@ c10::DataPtr share_memory(const c10::Storage& storage, c10::Device device) {
   void* pointer = storage.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get();
   if (pointer == nullptr) return {nullptr, device};
   if (C10_LIKELY(memory.get_deleter() == &release)) {
-    host().memory_retain(pointer);
+    if (C10_LIKELY(!may_be_pooled(pointer)) || pools().retain(pointer) == kNotFound) host().memory_retain(pointer);
     return {pointer, pointer, &release, device};
   }
   // Memory that somebody else owns (from_blob, DLPack): keep its storage instead.
@@ -140,9 +161,11 @@ c10::DataPtr share_memory(const c10::Storage& storage, c10::Device device) {
 
 bool lives_on(const c10::StorageImpl& storage, int card) {
   if (storage.nbytes() == 0) return true;
+  if (storage.data_ptr().get_deleter() != &release) return false;
   int home = kHostMemory;
   void* block = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get();
-  return storage.data_ptr().get_deleter() == &release && host().memory_card(block, &home) == kSuccess && home == card;
+  if (C10_UNLIKELY(may_be_pooled(block)) && pools().card(block, &home) == kSuccess) return home == card;
+  return host().memory_card(block, &home) == kSuccess && home == card;
 }
 
 void resize_storage(c10::StorageImpl& storage, std::size_t nbytes) {

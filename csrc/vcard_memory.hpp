@@ -1,4 +1,5 @@
-// Blocks of the HOST driver as torch's data pointers, and the two allocators that hand them out.
+// Blocks of the HOST driver, and of the pool that a thread is inside, as torch's data pointers; and the two allocators
+// that hand them out.
 #pragma once
 
 #include <c10/core/Allocator.h>
@@ -13,7 +14,7 @@ void install_allocators();
 c10::Allocator* card_allocator();  // allocates on the current card
 c10::Allocator* cpu_allocator();
 
-// A new block on `card`. Raises torch.OutOfMemoryError when the card is full.
+// A new block on `card`, or from the pool this thread is inside. Raises torch.OutOfMemoryError when that is full.
 c10::DataPtr allocate_on_card(int card, std::size_t nbytes);
 
 // One more owner of `storage`'s memory, under the name of `device`.

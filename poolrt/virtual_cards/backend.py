@@ -70,11 +70,11 @@ def _load(capacities: Sequence[int]) -> None:
     from poolrt.virtual_cards.build import virtual_card_library  # here: `-m poolrt.virtual_cards.build` runs it
 
     library = ctypes.CDLL(str(virtual_card_library()))
-    library.vcard_load.argtypes = [ctypes.c_void_p]
+    library.vcard_load.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.vcard_last_error.restype = ctypes.c_char_p
     _claim_private_backend()
     _C.host_driver().configure(list(capacities))
-    status = library.vcard_load(_C.host_table_address())
+    status = library.vcard_load(_C.host_table_address(), _C.pool_table_address())
     if status != 0:
         raise DriverError(f"the virtual-card backend did not load: {library.vcard_last_error().decode()}")
     device_module.attach(library)

@@ -85,7 +85,7 @@ def virtual_card_recipe() -> Recipe:
         description=f"the virtual-card backend for torch {torch.__version__}",
         compiler=find_compiler(),
         units=((autocast,), tuple(source for source in sorted(folder.glob("vcard_*.cpp")) if source != autocast)),
-        headers=tuple(sorted([*folder.glob("vcard_*.hpp"), folder / "driver.hpp"])),
+        headers=tuple(sorted([*folder.glob("vcard_*.hpp"), folder / "driver.hpp", folder / "pool_table.hpp"])),
         compile_flags=(
             "-std=c++20" if version >= (2, 12) else "-std=c++17",
             *("-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-w", "-DAT_PER_OPERATOR_HEADERS"),
