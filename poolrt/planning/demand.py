@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from poolrt.planning.bounds import Bounds
 from poolrt.planning.granules import Blocks, granules_within, trained_blocks, weight_blocks, whole_granules
 from poolrt.planning.memory import MemoryModel
 from poolrt.planning.optimizers import optimizer_cost
@@ -67,10 +68,12 @@ class Demands:
     def __init__(self, profile: Profile, *, micro_batches: int, optimizer: str) -> None:
         self._profile = profile
         self._memory = MemoryModel(profile, micro_batches=micro_batches, optimizer=optimizer)
+        self._bounds = Bounds(profile, micro_batches=micro_batches, optimizer=optimizer)
         self._cost = optimizer_cost(optimizer)
         self._trained = [trained_blocks(layer) for layer in profile.layers]
         self._weights = [weight_blocks(layer) for layer in profile.layers]
         self._reads = reads_of_layers(profile)
+        self._unspillable: dict[tuple[int, int, bool], int] = {}
 
     def of(self, layers: Iterable[int], *, usable_bytes: int, gathers: bool) -> Demand:
         """The least that a card with these layers can take from the pool.
@@ -88,10 +91,15 @@ class Demands:
             return Demand(spills=False, stays=peak, stepping=peak, room=granules_within(usable_bytes - peak.total))
         return self._spilling(held, self._memory.staying(held, gathers=gathers), usable_bytes)
 
-    def unspillable_nbytes(self, layers: Iterable[int], *, gathers: bool) -> int:
-        """What stays on a card with these layers if everything that can be spilled is."""
-        held = sorted(layers)
-        return self._memory.staying(held, gathers=gathers).total - self._weigh(held)
+    def fits(self, first: int, last: int, *, usable_bytes: float, gathers: bool) -> bool:
+        """Whether a card has room for what stays of layers first..last-1 if everything that can be spilled is."""
+        if self._bounds.at_most(first, last) <= usable_bytes or self._bounds.at_least(first, last) > usable_bytes:
+            return self._bounds.at_most(first, last) <= usable_bytes
+        key = (first, last, gathers)
+        if key not in self._unspillable:
+            held = range(first, last)
+            self._unspillable[key] = self._memory.staying(held, gathers=gathers).total - self._weigh(held)
+        return self._unspillable[key] <= usable_bytes
 
     def _spilling(self, held: Sequence[int], stays: PredictedBytes, usable_bytes: int) -> Demand:
         spilled = self._coldest(held, stays.total - usable_bytes)

@@ -95,8 +95,16 @@ def _best(profile: Profile, topology: Topology, limits: Limits, counts: Sequence
         return _least_split_of_the_fastest(found)
     if limits.host_bytes is None:
         return None
-    spilling = [candidate for count in counts if (candidate := SpillSearch(profile, topology, limits, count).best())]
-    return min(spilling, key=lambda candidate: (candidate.time.step_s, candidate.away_bytes), default=None)
+    return _best_spilling([SpillSearch(profile, topology, limits, count) for count in counts])
+
+
+def _best_spilling(searches: Sequence[SpillSearch]) -> Candidate | None:
+    """Only the best of the first cuts is improved: that is where most of the time goes."""
+    cuts = [(cut, search) for search in searches if (cut := search.first_cut()) and cut.fits_host]
+    if not cuts:
+        return None
+    cut, search = min(cuts, key=lambda found: found[0].rank)
+    return search.improved(cut).candidate
 
 
 def _for_batch(profile: Profile, batch_size: int | None) -> Profile:
@@ -171,9 +179,9 @@ def _infeasible(
     batch = profile.batch_size
     largest = largest_batch(profile, topology, limit=batch - 1, splittable=splittable, limits=limits)
     if limits.host_bytes is not None:
-        cuts = [SpillSearch(profile, topology, limits, count).least_host() for count in counts]
-        if fitting := [cut for cut in cuts if cut]:
-            least = min(fitting, key=lambda cut: cut.host_bytes)
+        cuts = [cut for count in counts if (cut := SpillSearch(profile, topology, limits, count).first_cut())]
+        if cuts:
+            least = min((cut.candidate for cut in cuts), key=lambda candidate: candidate.host_bytes)
             why = host_reason(least, host_bytes=limits.host_bytes, batch_size=batch, largest_batch=largest)
             return _plan(least, profile, topology, limits, notes, why)
     kind = Search if limits.host_bytes is None else SpillSearch

@@ -5,8 +5,7 @@
     host    |                                        takes the third
 
 What is read most often is placed first, as it will be allocated first: weights, then the optimizer's state, then the
-temporaries of its step. A card that spills keeps its room for itself. A peer counts only over a link that stands
-between the two cards, in both directions: through the host there is no use in it, the host itself is nearer.
+temporaries of its step. A card that spills keeps its room for itself.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from dataclasses import dataclass, field
 
 from poolrt.planning.demand import Demand
 from poolrt.planning.pooled_bytes import PeerBytes, PooledBytes, Tiers
-from poolrt.topology.route import route
-from poolrt.topology.topology import Topology
+from poolrt.planning.ways import Ways
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,36 +32,24 @@ class CardSpill:
     """bytes of pooled tensors, own or others', that may lie here"""
 
 
-def reachable_peers(topology: Topology, card: int) -> list[int]:
-    """The cards whose memory `card` can use over a link, nearest first: by bandwidth, then by index."""
-
-    def usable(peer: int) -> bool:
-        return all(route(topology, *pair).kind != "HOST" for pair in ((card, peer), (peer, card)))
-
-    peers = [peer for peer in range(len(topology.cards)) if peer != card and usable(peer)]
-    return sorted(peers, key=lambda peer: (-route(topology, peer, card).bytes_per_s, peer))
-
-
-def distribute(demands: Sequence[Demand], topology: Topology) -> tuple[CardSpill, ...]:
+def distribute(demands: Sequence[Demand], ways: Ways) -> tuple[CardSpill, ...]:
     """Where the pooled bytes of every card lie. The host takes what the cards cannot.
 
     Args:
         demands: one for each card.
-        topology: the cards.
+        ways: how the cards reach one another.
     """
-    return _Distribution(demands, topology).run()
+    return _Distribution(demands, ways).run()
 
 
 class _Distribution:
     """Room that is left, while it is handed out."""
 
-    def __init__(self, demands: Sequence[Demand], topology: Topology) -> None:
+    def __init__(self, demands: Sequence[Demand], ways: Ways) -> None:
         self._demands = demands
         self._room = [demand.room for demand in demands]
         spilling = [card for card, demand in enumerate(demands) if demand.spills]
-        self._peers = {
-            card: [peer for peer in reachable_peers(topology, card) if not demands[peer].spills] for card in spilling
-        }
+        self._peers = {card: [peer for peer in ways.peers[card] if not demands[peer].spills] for card in spilling}
         # Who has fewer to ask, asks first.
         self._spilling = sorted(spilling, key=lambda card: (len(self._peers[card]), card))
 

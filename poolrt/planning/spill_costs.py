@@ -1,12 +1,7 @@
 """What a run of layers costs one card that spills, estimated quickly from sums made once.
 
-For the search only: thousands of runs are looked at, and the peak of each would take too long. What stays outside the
-pool is at least the weights, and on top of them the larger of
-
-    what forward saved                          when backward begins
-    all gradients, and what is saved still      when the first micro-batch's backward ends
-
-and that is close wherever there is something to spill. What is found with it is then predicted exactly.
+For the search only: what is found with it is then predicted exactly. `bounds` says what stays at least, and that is
+close wherever there is something to spill.
 """
 
 from __future__ import annotations
@@ -14,11 +9,12 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import NamedTuple
 
+from poolrt.planning.bounds import Bounds
 from poolrt.planning.costs import RunCosts, RunTable
 from poolrt.planning.demand import reads_of_layers
 from poolrt.planning.granules import trained_blocks
 from poolrt.planning.optimizers import optimizer_cost
-from poolrt.planning.profile import Profile, micro_batch_sizes
+from poolrt.planning.profile import Profile
 from poolrt.topology.topology import Topology
 
 
@@ -29,7 +25,6 @@ class _Sums(NamedTuple):
     trained: int
     pooled: int
     """one copy of what is trained, in the pool"""
-    saved: int
     reads: int
     """of weights, in one pass of one micro-batch"""
 
@@ -46,8 +41,7 @@ class SpillEstimate:
     def __init__(self, profile: Profile, *, micro_batches: int, optimizer: str) -> None:
         self._cost = optimizer_cost(optimizer)
         self._micro_batches = micro_batches
-        first = micro_batch_sizes(profile.batch_size, micro_batches)[0]
-        self._saved_later = (profile.batch_size - first) / profile.batch_size
+        self._bounds = Bounds(profile, micro_batches=micro_batches, optimizer=optimizer)
         self._sums = _sums(profile, self._cost.trains)
 
     def away_nbytes(self, first: int, last: int, usable_bytes: int) -> float:
@@ -70,8 +64,7 @@ class SpillEstimate:
         """All bytes that lack room, and the weights among them."""
         before, after, cost = self._sums[first], self._sums[last], self._cost
         weights, trained = after.weights - before.weights, after.trained - before.trained
-        saved = after.saved - before.saved
-        stays = weights + max(saved, trained + self._saved_later * saved)
+        stays = weights + self._bounds.at_least(first, last)
         peak = cost.state * trained + max(stays, weights + (1 + cost.temporaries) * trained)
         if peak <= usable_bytes:
             return peak - usable_bytes, 0.0
@@ -132,19 +125,15 @@ class SpillCosts(RunCosts):
 
 def _sums(profile: Profile, trains: bool) -> list[_Sums]:
     reads = reads_of_layers(profile)
-    saved = {layer.name: 0 for layer in profile.layers}
-    for call in profile.calls:
-        saved[call.layer] += call.saved_nbytes
     each = (
         _Sums(
             weights=layer.weight_nbytes,
             trained=layer.trainable_nbytes * trains,
             pooled=(blocks.large + blocks.small) * trains,
-            saved=saved[layer.name] * trains,
             reads=layer.weight_nbytes * reads[position],
         )
         for position, layer in enumerate(profile.layers)
         for blocks in (trained_blocks(layer),)
     )
-    nothing = _Sums(0, 0, 0, 0, 0)
+    nothing = _Sums(0, 0, 0, 0)
     return list(accumulate(each, lambda total, one: _Sums(*map(sum, zip(total, one, strict=True))), initial=nothing))

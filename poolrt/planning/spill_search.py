@@ -1,29 +1,47 @@
 """The best cut where cards spill: fast, with what does not fit elsewhere, and no more on the host than it gives.
 
-Several cuts are proposed, each the best by an estimate: where what is spilled goes over the slowest link or the
-fastest, or where least of it goes to the host. Every one is then predicted exactly, and its borders are moved by a
-layer for as long as that helps.
+A few cuts are proposed, each the best by an estimate: if what is spilled goes to the host, if it goes to the nearest
+peer, and, where the host has not got that much, if least of it goes there. They are predicted exactly, and the borders
+of the best are moved by a layer for as long as that helps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from dataclasses import dataclass
 
 from poolrt.planning.candidate import Candidate
 from poolrt.planning.demand import Demand, Demands
 from poolrt.planning.limits import Limits
-from poolrt.planning.partition import Runs, least_total, partition
+from poolrt.planning.partition import Fits, Runs, fastest, least_total
 from poolrt.planning.profile import Profile
 from poolrt.planning.search import Order, Search
-from poolrt.planning.spill import reachable_peers
 from poolrt.planning.spill_costs import SpillCosts, SpillEstimate
-from poolrt.planning.spill_time import host_bytes_per_s
 from poolrt.planning.spilled import evaluate_spilled
-from poolrt.topology.route import route
+from poolrt.planning.ways import Ways
 from poolrt.topology.topology import Topology
 
-_Key = tuple[int, float, int]
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A cut and what is predicted of it."""
+
+    order: Order
+    runs: Runs
+    candidate: Candidate
+    host_bytes: int
+    """what the host gives"""
+
+    @property
+    def fits_host(self) -> bool:
+        """Whether the host gives what the cut takes of it."""
+        return self.candidate.host_bytes <= self.host_bytes
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """What is better comes first: bytes that the host has not got, then seconds, then bytes that are away."""
+        too_much = max(0, self.candidate.host_bytes - self.host_bytes)
+        return too_much, self.candidate.time.step_s, self.candidate.away_bytes
 
 
 def is_feasible(profile: Profile, topology: Topology, limits: Limits, micro_batches: int) -> bool:
@@ -51,25 +69,37 @@ class SpillSearch(Search):
 
     def __init__(self, profile: Profile, topology: Topology, limits: Limits, micro_batches: int) -> None:
         super().__init__(profile, topology, limits, micro_batches)
+        self._ways = Ways(topology)
         self._demands = Demands(profile, micro_batches=micro_batches, optimizer=limits.optimizer)
         self._estimate = SpillEstimate(profile, micro_batches=micro_batches, optimizer=limits.optimizer)
-        self._least: dict[tuple[int, int, bool], int] = {}
         self._found: dict[tuple[int, int, int, bool], Demand] = {}
 
     def best(self) -> Candidate | None:
-        """The fastest of the cuts that were found; None if none fits cards and host."""
-        found = (self._improved(order, runs) for order in self.orders for runs in self._proposals(order))
-        return min((candidate for candidate in found if self._fits_host(candidate)), key=self._key, default=None)
+        """The fastest cut that was found; None if none fits cards and host."""
+        cut = self.first_cut()
+        return self.improved(cut).candidate if cut and cut.fits_host else None
 
     def is_feasible(self) -> bool:
-        """Whether any cut was found that fits; quicker than `best`."""
-        found = (self._improved(order, runs) for order in self.orders for runs in self._nearest_host(order))
-        return any(self._fits_host(candidate) for candidate in found)
+        """Whether a cut was found that fits cards and host."""
+        cut = self.first_cut()
+        return cut is not None and cut.fits_host
 
-    def least_host(self) -> Candidate | None:
-        """The cut that was found to need least of the host; None if no cut fits the cards, whatever is spilled."""
-        found = (self.candidate(order, runs) for order in self.orders for runs in self._nearest_host(order))
-        return min(found, key=lambda candidate: candidate.host_bytes, default=None)
+    def first_cut(self) -> Cut | None:
+        """The best proposal, even if the host has not got what it takes; None if no cut fits the cards."""
+        cuts = [self._cut_at(order, runs) for order in self.orders for runs in self._fastest(order)]
+        if not any(cut.fits_host for cut in cuts):
+            cuts += [self._cut_at(order, runs) for order in self.orders for runs in self._nearest_host(order)]
+        best = min(cuts, key=lambda cut: cut.rank, default=None)
+        return best if best is None or best.fits_host else self.improved(best)
+
+    def improved(self, cut: Cut) -> Cut:
+        """The cut after its borders were moved, a layer at a time, for as long as that makes it better."""
+        while True:
+            moved = (self._cut_at(cut.order, runs) for runs in self._moved(cut.order, cut.runs))
+            better = min(moved, key=lambda other: other.rank, default=cut)
+            if better.rank >= cut.rank:
+                return cut
+            cut = better
 
     def candidate(self, order: Order, runs: Runs) -> Candidate:
         """What comes of it if the cards, in this order along the line, hold these runs."""
@@ -77,6 +107,7 @@ class SpillSearch(Search):
         return evaluate_spilled(
             self.profile,
             self.topology,
+            self._ways,
             self.limits,
             micro_batches=self.micro_batches,
             card_of=self.card_of(order, runs),
@@ -85,10 +116,13 @@ class SpillSearch(Search):
 
     def fits(self, card: int, first: int, last: int, scale: float = 1.0) -> bool:
         """Whether what cannot be spilled of layers first..last-1 fits card number `card`, as large as `scale` says."""
-        key = (first, last, self.gathers(card, first, last))
-        if key not in self._least:
-            self._least[key] = self._demands.unspillable_nbytes(range(first, last), gathers=key[2])
-        return self._least[key] <= self.usable_bytes[card] * scale
+        usable = self.usable_bytes[card] * scale
+        return self._demands.fits(first, last, usable_bytes=usable, gathers=self.gathers(card, first, last))
+
+    def _cut_at(self, order: Order, runs: Runs) -> Cut:
+        return Cut(
+            order=order, runs=runs, candidate=self.candidate(order, runs), host_bytes=self.limits.host_bytes or 0
+        )
 
     def _demand(self, card: int, first: int, last: int) -> Demand:
         usable, gathers = self.usable_bytes[card], self.gathers(card, first, last)
@@ -97,27 +131,41 @@ class SpillSearch(Search):
             self._found[key] = self._demands.of(range(first, last), usable_bytes=usable, gathers=gathers)
         return self._found[key]
 
-    def _proposals(self, order: Order) -> Iterator[Runs]:
-        """Cuts worth predicting, each once."""
-        proposed = [runs for rates in self._rates if (runs := self._fastest(order, rates))]
-        yield from dict.fromkeys((*proposed, *self._nearest_host(order)))
+    def _fastest(self, order: Order) -> Iterator[Runs]:
+        """The cuts that are fastest by estimate: if what is spilled goes to the host; and to peers, if one has room."""
+        to_host, to_peer = tuple(self._ways.host_bytes_per_s), self._ways.nearest_bytes_per_s
+        runs = fastest(self._costs(order, to_host), self._fits_at(order))
+        if runs is None:
+            return
+        yield runs
+        balances = [self._balance(order, position, *run) for position, run in enumerate(runs)]
+        if (
+            to_peer != to_host
+            and min(balances) < 0
+            and (by_peer := fastest(self._costs(order, to_peer), self._fits_at(order)))
+        ):
+            yield by_peer
 
     def _nearest_host(self, order: Order) -> Iterator[Runs]:
         """The cuts that leave least for the host: if no card gives room to another, and if all do."""
 
+        def balance(position: int, first: int, last: int) -> float:
+            return self._balance(order, position, first, last)
+
         def lacking(position: int, first: int, last: int) -> float:
             return max(0.0, balance(position, first, last))
 
-        def balance(position: int, first: int, last: int) -> float:
-            return self._estimate.away_nbytes(first, last, self.usable_bytes[order[position]])
-
-        costs = self._costs(order, self._rates[0])
-        for amount in (lacking, balance) if len(self._rates) > 1 else (lacking,):
-            if runs := least_total(costs, lambda position, *run: self.fits(order[position], *run), amount):
+        costs = self._costs(order, tuple(self._ways.host_bytes_per_s))
+        for amount in (lacking, balance) if any(self._ways.peers) else (lacking,):
+            if runs := least_total(costs, self._fits_at(order), amount):
                 yield runs
 
-    def _fastest(self, order: Order, rates: tuple[float, ...]) -> Runs | None:
-        return partition(self._costs(order, rates), lambda position, *run: self.fits(order[position], *run))
+    def _balance(self, order: Order, position: int, first: int, last: int) -> float:
+        """Bytes that lack room, or minus the room that is left, by estimate."""
+        return self._estimate.away_nbytes(first, last, self.usable_bytes[order[position]])
+
+    def _fits_at(self, order: Order) -> Fits:
+        return lambda position, first, last: self.fits(order[position], first, last)
 
     def _costs(self, order: Order, rates: tuple[float, ...]) -> SpillCosts:
         return SpillCosts(
@@ -129,36 +177,6 @@ class SpillSearch(Search):
             micro_batches=self.micro_batches,
             call_overhead_s=self.limits.call_overhead_s,
         )
-
-    @cached_property
-    def _rates(self) -> list[tuple[float, ...]]:
-        """For each card, bytes per second to what it spills: were all on the host; and were all on its nearest peer."""
-        cards = range(len(self.topology.cards))
-        to_host = tuple(host_bytes_per_s(self.topology, card) for card in cards)
-        nearest = [next(iter(reachable_peers(self.topology, card)), None) for card in cards]
-        to_peer = tuple(
-            host if peer is None else route(self.topology, peer, card).bytes_per_s
-            for card, (peer, host) in enumerate(zip(nearest, to_host, strict=True))
-        )
-        return list(dict.fromkeys((to_host, to_peer)))
-
-    def _fits_host(self, candidate: Candidate) -> bool:
-        return candidate.host_bytes <= (self.limits.host_bytes or 0)
-
-    def _key(self, candidate: Candidate) -> _Key:
-        """What is better comes first: too much on the host, then seconds, then bytes that are away."""
-        too_much = max(0, candidate.host_bytes - (self.limits.host_bytes or 0))
-        return too_much, candidate.time.step_s, candidate.away_bytes
-
-    def _improved(self, order: Order, runs: Runs) -> Candidate:
-        """The cut after its borders were moved, a layer at a time, for as long as that makes it better."""
-        best = self.candidate(order, runs)
-        while True:
-            moves = [(self.candidate(order, moved), moved) for moved in self._moved(order, runs)]
-            better = min(moves, key=lambda move: self._key(move[0]), default=None)
-            if better is None or self._key(better[0]) >= self._key(best):
-                return best
-            best, runs = better
 
     def _moved(self, order: Order, runs: Runs) -> Iterator[Runs]:
         """The cuts that differ from `runs` by one border and one layer, and fit."""

@@ -16,44 +16,19 @@ from poolrt.planning.pooled_bytes import Tiers
 from poolrt.planning.profile import CallFacts, Profile
 from poolrt.planning.spill import CardSpill
 from poolrt.planning.step_time import StepTime
-from poolrt.topology.catalog import link_preset
-from poolrt.topology.route import route
-from poolrt.topology.topology import Topology
+from poolrt.planning.ways import Ways
 
 
-def host_bytes_per_s(topology: Topology, card: int) -> float:
-    """What a card reads from the host, or writes to it.
-
-    A topology states links between cards. The fastest HOST link of this card passes the host's memory, so it says what
-    is wanted; a card without one is taken to have the catalogue's: "memory" for a virtual card, "host" for others.
-    """
-    stated = [link.bytes_per_s for link in topology.links if link.kind == "HOST" and card in (link.source, link.target)]
-    usual = "memory" if topology.cards[card].kind == "virtual" else "host"
-    return max(stated, default=link_preset(usual).bytes_per_s)
-
-
-def read_s(topology: Topology, card: int, tiers: Tiers) -> float:
-    """Seconds in which `card` reads once what of these bytes is elsewhere."""
-    peers_s = sum(peer.nbytes / route(topology, peer.card, card).bytes_per_s for peer in tiers.peers)
-    return peers_s + tiers.host / host_bytes_per_s(topology, card)
-
-
-def write_s(topology: Topology, card: int, tiers: Tiers) -> float:
-    """Seconds in which `card` writes once what of these bytes is elsewhere."""
-    peers_s = sum(peer.nbytes / route(topology, card, peer.card).bytes_per_s for peer in tiers.peers)
-    return peers_s + tiers.host / host_bytes_per_s(topology, card)
-
-
-def update_s(profile: Profile, topology: Topology, card: int, spill: CardSpill) -> float:
+def update_s(profile: Profile, ways: Ways, card: int, spill: CardSpill) -> float:
     """Seconds that the optimizer's step of one card spends on reading and writing what is elsewhere."""
     trained = (tiers for position, tiers in spill.layers if profile.layers[position].trainable_nbytes)
     touched = Tiers.sum((*trained, spill.pooled.optimizer, spill.pooled.temporaries))
-    return read_s(topology, card, touched) + write_s(topology, card, touched)
+    return ways.read_s(card, touched) + ways.write_s(card, touched)
 
 
 def with_reading(
     profile: Profile,
-    topology: Topology,
+    ways: Ways,
     spills: Sequence[CardSpill],
     card_of: Mapping[str, int],
     *,
@@ -65,7 +40,7 @@ def with_reading(
     weight on the card of its home reads it there; on another card it reads a copy.
     """
     own_s = {
-        profile.layers[position].name: micro_batches * read_s(topology, card, tiers)
+        profile.layers[position].name: micro_batches * ways.read_s(card, tiers)
         for card, spill in enumerate(spills)
         for position, tiers in spill.layers
     }

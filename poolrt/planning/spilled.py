@@ -14,12 +14,14 @@ from poolrt.planning.profile import Profile
 from poolrt.planning.spill import CardSpill, distribute
 from poolrt.planning.spill_time import reading_s, update_s, with_reading, with_updates
 from poolrt.planning.step_time import predict_step
+from poolrt.planning.ways import Ways
 from poolrt.topology.topology import Topology
 
 
 def evaluate_spilled(
     profile: Profile,
     topology: Topology,
+    ways: Ways,
     limits: Limits,
     *,
     micro_batches: int,
@@ -31,14 +33,15 @@ def evaluate_spilled(
     Args:
         profile: what was measured, for the batch that is planned.
         topology: the cards.
+        ways: how they reach one another and the host.
         limits: optimizer and overhead.
         micro_batches: how many parts the batch is cut into, at most its size.
         card_of: layer name to card index, for every layer.
         demands: one for each card.
     """
-    spills = distribute(demands, topology)
+    spills = distribute(demands, ways)
     trains = optimizer_cost(limits.optimizer).trains
-    slowed = with_reading(profile, topology, spills, card_of, micro_batches=micro_batches)
+    slowed = with_reading(profile, ways, spills, card_of, micro_batches=micro_batches)
     time = predict_step(
         slowed,
         topology,
@@ -47,7 +50,7 @@ def evaluate_spilled(
         call_overhead_s=limits.call_overhead_s,
         backward=trains,
     )
-    updates_s = [update_s(profile, topology, card, spill) if trains else 0.0 for card, spill in enumerate(spills)]
+    updates_s = [update_s(profile, ways, card, spill) if trains else 0.0 for card, spill in enumerate(spills)]
     readings_s = reading_s(profile, slowed, card_of, len(spills), trains=trains)
     return Candidate(
         micro_batches=micro_batches,
