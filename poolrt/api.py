@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from poolrt.errors import ConfigurationError, ModelError, PlanError
+from poolrt.planning.limits import Spill
 from poolrt.planning.plan import Plan
 from poolrt.planning.planner import make_plan
 from poolrt.reporting import Report, make_report
@@ -114,6 +115,7 @@ def plan(
     schedule: Literal["auto", "gpipe"] = "auto",
     batch_dim: int = 0,
     optimizer: str = "adamw",
+    spill: Literal["auto", "never"] | int | str = "auto",
 ) -> Plan:
     """Which layers would go where and what it would cost. Moves nothing; the model runs one probe where it is.
 
@@ -125,6 +127,8 @@ def plan(
         schedule: "auto" is "gpipe".
         batch_dim: the dimension of inputs along which samples lie.
         optimizer: what will train it: "adamw", "sgd", ...; "none" for inference.
+        spill: where to put what does not fit the cards: "auto" (other cards, then the host), "never", or how much
+            the host may hold, in bytes or as text such as "8GiB".
 
     Returns:
         A plan; see `feasible` and `explain()`.
@@ -153,6 +157,7 @@ def plan(
         schedule=schedule,
         optimizer=optimizer,
         output_card="host",
+        spill=_spill(spill),
     )
 
 
@@ -166,6 +171,7 @@ def shard(
     schedule: Literal["auto", "gpipe"] = "auto",
     batch_dim: int = 0,
     optimizer: str = "adamw",
+    spill: Literal["auto", "never"] | int | str = "auto",
 ) -> nn.Module:
     """Spread `model` over the cards. Returns the same object: same class, same parameters, same state_dict.
 
@@ -180,6 +186,8 @@ def shard(
         schedule: "auto" is "gpipe".
         batch_dim: the dimension of inputs along which samples lie.
         optimizer: what will train it; its state is planned for.
+        spill: where to put what does not fit the cards: "auto" (other cards, then the host), "never", or how much
+            the host may hold, in bytes or as text such as "8GiB".
 
     Raises:
         ModelError: if the model has no weights, has them on meta, or is sharded already.
@@ -194,9 +202,18 @@ def shard(
     call = None if sample is None else call_of(sample)
     if call is not None:
         check_signature(model, call)
-    options = Options(micro_batches=micro_batches, schedule=schedule, batch_dim=batch_dim, optimizer=optimizer)
+    options = Options(
+        micro_batches=micro_batches, schedule=schedule, batch_dim=batch_dim, optimizer=optimizer, spill=_spill(spill)
+    )
     Pooled(model, topology, options, plan).start(call)
     return model
+
+
+def _spill(spill: int | str) -> Spill:
+    """As the planner reads it: a size becomes bytes."""
+    if spill == "auto" or spill == "never":
+        return "auto" if spill == "auto" else "never"
+    return parse_nbytes(spill) if spill != 0 else 0
 
 
 def report(model: nn.Module) -> Report:

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from poolrt.errors import InfeasibleError, PlanError
-from poolrt.planning.limits import OutputCard
+from poolrt.planning.limits import OutputCard, Spill
 from poolrt.planning.plan import Plan
 from poolrt.planning.planner import make_plan
 from poolrt.planning.profile import Profile
@@ -25,6 +25,9 @@ class Options:
     schedule: Literal["auto", "gpipe"] = "auto"
     batch_dim: int = 0
     optimizer: str = "adamw"
+    spill: Spill = "auto"
+    host_bytes: int = 0
+    """what the host gives to `spill="auto"`"""
 
 
 def decide(
@@ -44,6 +47,8 @@ def decide(
         splittable=not why_not_split,
         why_not_split=why_not_split,
         output_card=output_card,
+        spill=options.spill,
+        host_bytes=options.host_bytes,
     )
     if not plan.feasible:
         raise InfeasibleError(plan.reason)
