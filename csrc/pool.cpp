@@ -81,7 +81,7 @@ int Pool::obtain(Lock& lock, const Request& want, Block** block) {
   int status = kTryAgain;
   while (status == kTryAgain) {
     if (const int closed = check_open(want.home)) return closed;
-    *block = reuse(want);
+    *block = reuse(want, tiers_.room(want.home));
     if (*block != nullptr) {
       ++hits_;
       return kSuccess;
@@ -89,14 +89,19 @@ int Pool::obtain(Lock& lock, const Request& want, Block** block) {
     if (collect_passed(/*oldest_only=*/false)) continue;
     status = try_segment(lock, want.segment_nbytes, want.home, &fresh);
   }
-  if (status != kSuccess) return status;
-  ++misses_;
-  *block = carve(*keep(std::move(fresh)), want);
+  if (status == kSuccess) {
+    ++misses_;
+    *block = carve(*keep(std::move(fresh)), want);
+    return kSuccess;
+  }
+  // The home card may be full of what is not the pool's: then what is free further away will do.
+  if (status == kOutOfMemory) *block = reuse(want, /*home_room=*/0);
+  if (*block == nullptr) return status;
+  ++hits_;
   return kSuccess;
 }
 
-Block* Pool::reuse(const Request& want) {
-  const std::size_t home_room = tiers_.room(want.home);
+Block* Pool::reuse(const Request& want, std::size_t home_room) {
   if (want.shares) {
     if (Block* block = holes_.take(want.home, want.block_nbytes, /*far_too=*/false)) return block;
   }

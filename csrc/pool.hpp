@@ -125,7 +125,7 @@ class Pool {
   // Getting memory. kTryAgain: something changed meanwhile, look again from the start.
   static constexpr int kTryAgain = -1;
   int obtain(Lock& lock, const Request& want, Block** block);
-  Block* reuse(const Request& want);
+  Block* reuse(const Request& want, std::size_t home_room);
   Block* carve(Segment& segment, const Request& want);
   int obtain_segment(Lock& lock, std::size_t nbytes, int home, std::unique_ptr<Segment>* fresh);
   int try_segment(Lock& lock, std::size_t nbytes, int home, std::unique_ptr<Segment>* fresh);

@@ -4,6 +4,7 @@
 #include <exception>
 #include <string>
 
+#include "vcard_alias.hpp"
 #include "vcard_card.hpp"
 #include "vcard_device.hpp"
 #include "vcard_engine.hpp"
@@ -36,7 +37,9 @@ void load(const HostTable* host, const PoolTable* pools) {
   library(torch::Library::IMPL, "_", DispatchKey::AutocastPrivateUse1).fallback(torch::CppFunction::makeFallthrough());
   library(torch::Library::DEF, "vcard", std::nullopt)
       .def("default_generator(int card) -> Generator?",
-           [](int64_t card) -> std::optional<at::Generator> { return default_generator(static_cast<int>(card)); });
+           [](int64_t card) -> std::optional<at::Generator> { return default_generator(static_cast<int>(card)); })
+      // The same memory as a tensor of the host, for libraries that know no virtual cards.
+      .def("host_view(Tensor(a) self) -> Tensor(a)", [](const at::Tensor& self) { return cpu_alias(self); });
 }
 
 std::string& last_error() {

@@ -24,6 +24,7 @@ from poolrt.runtime.pooled import Pooled, pooled_of
 from poolrt.runtime.profile_model import fingerprint
 from poolrt.topology.build import logical_topology, virtual_topology
 from poolrt.topology.discover import discover_cuda
+from poolrt.topology.host_memory import available_nbytes
 from poolrt.topology.request import CudaRequest, LogicalRequest, VirtualRequest, parse_cards
 from poolrt.topology.topology import Topology
 from poolrt.units import parse_nbytes
@@ -158,6 +159,7 @@ def plan(
         optimizer=optimizer,
         output_card="host",
         spill=_spill(spill),
+        host_bytes=_host_bytes(),
     )
 
 
@@ -203,7 +205,12 @@ def shard(
     if call is not None:
         check_signature(model, call)
     options = Options(
-        micro_batches=micro_batches, schedule=schedule, batch_dim=batch_dim, optimizer=optimizer, spill=_spill(spill)
+        micro_batches=micro_batches,
+        schedule=schedule,
+        batch_dim=batch_dim,
+        optimizer=optimizer,
+        spill=_spill(spill),
+        host_bytes=_host_bytes(),
     )
     Pooled(model, topology, options, plan).start(call)
     return model
@@ -214,6 +221,11 @@ def _spill(spill: int | str) -> Spill:
     if spill == "auto" or spill == "never":
         return "auto" if spill == "auto" else "never"
     return parse_nbytes(spill) if spill != 0 else 0
+
+
+def _host_bytes() -> int:
+    """What the host gives to what does not fit the cards, unless the user says how much."""
+    return available_nbytes() // 2
 
 
 def report(model: nn.Module) -> Report:

@@ -43,7 +43,7 @@ import tensorflow
 received = tensorflow.experimental.dlpack.from_dlpack(exported(t).__dlpack__())
 assert received.shape == (6 << 18,)
 assert float(received[-1]) == (6 << 18) - 1
-t[-1] = 7
+t[-1:].fill_(7)
 assert float(received[-1]) == 7
 """,
     "numba": """

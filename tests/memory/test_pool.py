@@ -13,12 +13,14 @@ import os
 import re
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import poolrt
 from poolrt.errors import ConfigurationError, PoolError
+from poolrt.memory.dlpack import exported
 from poolrt.memory.extent import Extent
 from poolrt.memory.pool import Pool
 
@@ -36,6 +38,11 @@ def pool(cards):
     yield pool
     gc.collect()
     pool.close()
+
+
+def as_array(t: torch.Tensor) -> np.ndarray:
+    """The same memory for NumPy, whose temporaries no card has to hold."""
+    return np.from_dlpack(exported(t))
 
 
 def used() -> list[int]:
@@ -60,7 +67,9 @@ def test_a_tensor_larger_than_any_card(pool):
     t.copy_(pattern)
     border = 16 * MIB
     assert t[border - 2 : border + 2].tolist() == pattern[border - 2 : border + 2].tolist()
-    assert torch.equal(t.view(5 * 1024, -1).sum(1).cpu(), pattern.view(5 * 1024, -1).sum(1))
+    with pool.use():  # card 0 itself is full
+        sums = t.view(5 * 1024, -1).sum(1)
+    assert torch.equal(sums.cpu(), pattern.view(5 * 1024, -1).sum(1))
     agree(pool)
 
 
@@ -68,7 +77,7 @@ def test_what_does_not_fit_the_cards_goes_to_the_host_and_then_nowhere(pool):
     first = pool.empty(100 * MIB, dtype=torch.uint8)
     second = pool.full((48 * MIB,), 7, dtype=torch.uint8)
     assert pool.extents(second) == [Extent(1, 28 * MIB), Extent(None, 20 * MIB)]
-    assert int(second.sum(dtype=torch.int64)) == 7 * 48 * MIB
+    assert (as_array(second) == 7).all()
     agree(pool)
     with pytest.raises(torch.OutOfMemoryError) as refused:
         pool.empty(4 * MIB, dtype=torch.uint8)
@@ -94,7 +103,7 @@ def test_nothing_is_left_after_close(cards):
     assert own() != before
     with pytest.raises(PoolError, match=re.escape("(31457280,), torch.uint8, on vcard:1")):
         pool.close()
-    assert int(tensors[0].sum()) == 0
+    assert not as_array(tensors[0]).any()
     del tensors
     pool.close()
     assert own() == before
@@ -107,7 +116,7 @@ def test_nothing_is_left_after_close(cards):
 def test_a_tensor_outlives_its_pool(cards):
     t = Pool(cards).full((3 * MIB,), 5, dtype=torch.uint8)
     gc.collect()
-    assert int(t.sum(dtype=torch.int64)) == 15 * MIB
+    assert (as_array(t) == 5).all()
     del t
     gc.collect()
     assert used() == [0, 0]
@@ -174,12 +183,12 @@ def test_views_share_and_in_place_operations_write(pool):
 def test_a_spilled_leaf_learns_as_one_on_a_card(pool):
     """Weights over both cards and the host, AdamW's state in the pool as well: bit-equal to the CPU."""
     torch.manual_seed(0)
-    plain = nn.Linear(1536, 1536, bias=False)
+    plain = nn.Linear(1024, 1024, bias=False)
     pooled = copy.deepcopy(plain).to("vcard:0")
-    filling = [pool.empty(52 * MIB, dtype=torch.uint8, home=home) for home in (0, 1)]
+    filling = [pool.empty(52 * MIB, dtype=torch.uint8), pool.empty(60 * MIB, dtype=torch.uint8, home=1)]
     pooled.weight.data = pool.like(pooled.weight)
     optimizers = [torch.optim.AdamW(module.parameters()) for module in (plain, pooled)]
-    batch = torch.randn(4, 1536)
+    batch = torch.randn(4, 1024)
     for _ in range(2):
         for module, optimizer, device in zip((plain, pooled), optimizers, ("cpu", "vcard:0"), strict=True):
             optimizer.zero_grad()
@@ -240,7 +249,7 @@ def test_move_without_room_moves_nothing(cards):
         with pytest.raises(torch.OutOfMemoryError):
             pool.move(t, home=1)
         assert pool.extents(t) == [Extent(0, 40 * MIB)]
-        assert int(t.sum(dtype=torch.int64)) == 120 * MIB
+        assert (as_array(t) == 3).all()
         del t
 
 
