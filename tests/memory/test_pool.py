@@ -180,12 +180,13 @@ def test_views_share_and_in_place_operations_write(pool):
     assert pool.extents(view) == pool.extents(t)
 
 
-def test_a_spilled_leaf_learns_as_one_on_a_card(pool):
-    """Weights over both cards and the host, AdamW's state in the pool as well: bit-equal to the CPU."""
+def test_a_spilled_leaf_learns_as_one_on_a_card(cards):
+    """AdamW's state over both cards and the host: bit-equal to the CPU. 6 MiB of card 0 are left to the gradient."""
+    pool = Pool(cards, host_memory="20MiB", limits=["58MiB", "64MiB"])
     torch.manual_seed(0)
     plain = nn.Linear(1024, 1024, bias=False)
     pooled = copy.deepcopy(plain).to("vcard:0")
-    filling = [pool.empty(52 * MIB, dtype=torch.uint8), pool.empty(60 * MIB, dtype=torch.uint8, home=1)]
+    filling = [pool.empty(50 * MIB, dtype=torch.uint8), pool.empty(62 * MIB, dtype=torch.uint8, home=1)]
     pooled.weight.data = pool.like(pooled.weight)
     optimizers = [torch.optim.AdamW(module.parameters()) for module in (plain, pooled)]
     batch = torch.randn(4, 1024)
@@ -204,7 +205,8 @@ def test_a_spilled_leaf_learns_as_one_on_a_card(pool):
     assert places == {0, 1, None}
     assert torch.equal(plain.weight, pooled.weight.cpu())
     assert torch.equal(optimizers[0].state[plain.weight]["exp_avg"], state["exp_avg"].cpu())
-    del filling
+    del filling, pooled, optimizers, state, module, optimizer
+    pool.close()
 
 
 def test_state_dict_and_copies_of_pool_tensors(pool):

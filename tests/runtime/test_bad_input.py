@@ -106,7 +106,7 @@ def test_shard_twice(cards, batch):
 def test_a_model_too_large_says_what_would_make_it_fit(model, batch):
     cards = poolrt.virtual(cards=2, memory="96KiB")
     with pytest.raises(InfeasibleError, match=r"(?s)card \d.*(memory|batch)"):
-        poolrt.shard(model, topology=cards, sample=batch)
+        poolrt.shard(model, topology=cards, sample=batch, spill="never")
     assert_untouched(model)
 
 
