@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from typing import Any, Literal
 
 from torch import nn
@@ -26,6 +27,7 @@ from poolrt.topology.build import logical_topology, virtual_topology
 from poolrt.topology.discover import discover_cuda
 from poolrt.topology.host_memory import available_nbytes
 from poolrt.topology.request import CudaRequest, LogicalRequest, VirtualRequest, parse_cards
+from poolrt.topology.route import route
 from poolrt.topology.topology import Topology
 from poolrt.units import parse_nbytes
 from poolrt.verification import Verification, verify_step
@@ -75,13 +77,16 @@ def virtual(cards: int = 2, memory: int | str | Sequence[int | str] = "4GiB", *,
     Args:
         cards: how many, 1 to 16.
         memory: one size for all, or one per card: bytes or text such as "4GiB".
-        link: the link to plan with, such as "nvlink3x4"; it changes plans, not the speed of copies.
+        link: the link to plan with, such as "nvlink3x4"; it changes plans, not the speed of copies. Over "host" a card
+            cannot reach another's memory, so no tensor lies on both.
 
     Raises:
         ConfigurationError: for a number of cards or a size that cannot be.
     """
     topology = virtual_topology(_sizes(cards, memory), link)
-    backend.configure([card.memory_bytes for card in topology.cards])
+    pairs = permutations(range(len(topology)), 2)
+    refused = [pair for pair in pairs if route(topology, *pair).kind == "HOST"]
+    backend.configure([card.memory_bytes for card in topology.cards], refused)
     return topology
 
 

@@ -64,7 +64,7 @@ class Placement:
         """
         self.home.clear()
         moved: dict[tuple[int, torch.device], Tensor] = {}  # what two modules share, they share afterwards
-        spilled: list[tuple[int, nn.Parameter, int]] = []
+        spilled: dict[int, tuple[int, nn.Parameter, int]] = {}  # a tied one once
         for module, card, layer in self._in_layer_order():
             rank = spill.rank(layer) if spill is not None else None
             for parameter in module._parameters.values():
@@ -73,12 +73,15 @@ class Placement:
                 if rank is None:
                     move_parameter(parameter, self.devices[card])
                 else:
-                    spilled.append((rank, parameter, card))
+                    spilled.setdefault(id(parameter), (rank, parameter, card))
             for holder, name, tensor in _held_tensors(module):
-                device = self.devices[card]
-                holder[name] = moved.setdefault((id(tensor), device), tensor.to(device))
-        if spill is not None:
-            _take_in_order(spill, spilled)
+                key = (id(tensor), self.devices[card])
+                if key not in moved:
+                    moved[key] = tensor.to(key[1]) if rank is None or spill is None else spill.copy(tensor, card)
+                holder[name] = moved[key]
+        for _rank, parameter, card in sorted(spilled.values(), key=lambda entry: entry[0]):
+            assert spill is not None
+            spill.take(parameter, card)
 
     def _in_layer_order(self) -> Iterator[tuple[nn.Module, int, str]]:
         """(module, card, name of the layer it is part of, "" if of none)."""
@@ -122,14 +125,6 @@ class Placement:
             if parameter.grad is not None:
                 totals[self.home.get(id(parameter), self.first_card)] += parameter.grad.nbytes
         return totals
-
-
-def _take_in_order(spill: Spill, spilled: list[tuple[int, nn.Parameter, int]]) -> None:
-    taken: set[int] = set()
-    for _rank, parameter, card in sorted(spilled, key=lambda entry: entry[0]):
-        if id(parameter) not in taken:  # tied within its card
-            taken.add(id(parameter))
-            spill.take(parameter, card)
 
 
 class WeightsBefore:

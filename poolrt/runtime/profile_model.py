@@ -49,12 +49,15 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _weigh(name: str, tensors: Sequence[Tensor]) -> LayerFacts:
-    trainable = [granular(t.nbytes) for t in tensors if t.requires_grad]
+    trainable = tuple(granular(t.nbytes) for t in tensors if t.requires_grad)
+    frozen = tuple(granular(t.nbytes) for t in tensors if not t.requires_grad)
     return LayerFacts(
         name=name,
-        weight_nbytes=sum(granular(t.nbytes) for t in tensors),
+        weight_nbytes=sum(trainable) + sum(frozen),
         trainable_nbytes=sum(trainable),
         largest_gradient_nbytes=max(trainable, default=0),
+        trained_tensors=trainable,
+        frozen_tensors=frozen,
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from poolrt.memory.pool import Pool
 from poolrt.planning.plan import Plan
@@ -45,6 +45,14 @@ class Spill:
         parameter.data = values  # what it took until now, on a card or in another pool, is free from here on
         parameter.data = self.pool.like(values, home=home)
         parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+    def copy(self, tensor: Tensor, home: int) -> Tensor:
+        """A buffer's values in the pool.
+
+        Raises:
+            torch.OutOfMemoryError: as `take`.
+        """
+        return self.pool.like(tensor, home=home)
 
     @contextmanager
     def for_optimizer(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
     nvlink3x4      generation 3, four links between the two cards
     pcie4x16       generation 4, sixteen lanes
     host           through the host's memory, peer access refused
+    memory         virtual cards: all of it is the host's memory, nothing is refused
 
 Bandwidth is per direction, in bytes per second, 1 GB = 1e9 bytes. Advertised totals count both directions and all the
 links of a card: an A100's "600 GB/s" are 12 links x 25 GB/s x 2 directions. `nominal_bytes_per_s` is payload on the
@@ -106,8 +107,9 @@ _PLAIN = {
         source="two RTX 3090 over PCIe 4.0 x16, peer access refused: 11.3 GB/s (NCCL issue 1127)",
     ),
     "memory": LinkPreset(
-        name="memory", kind="HOST", relation="HOST", nominal_bytes_per_s=_MEMORY_COPY_BYTES_PER_S, reachable=1.0,
-        latency_s=_MEMORY_COPY_S, source="assumed for virtual cards: one thread copying within the host's memory",
+        name="memory", kind="PCIE", relation="PHB", nominal_bytes_per_s=_MEMORY_COPY_BYTES_PER_S, reachable=1.0,
+        latency_s=_MEMORY_COPY_S, source="assumed for virtual cards, which reach each other's memory as if it were "
+        "their own: one thread copying within the host's memory",
     ),
 }  # fmt: skip
 

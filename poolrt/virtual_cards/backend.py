@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.utils.backend_registration import generate_methods_for_privateuse1_backend, rename_privateuse1_backend
@@ -28,9 +28,10 @@ _loading = threading.Lock()
 _loaded = False
 
 
-def configure(capacities: Sequence[int]) -> None:
+def configure(capacities: Sequence[int], refused: Iterable[tuple[int, int]] = ()) -> None:
     """Have one virtual card per capacity, in bytes. The last call is what the machine has.
 
+    In `refused` pairs (card, peer) the card cannot map the peer's memory: no tensor of a pool lies on both.
     Tensors on cards keep their memory. The first call of a process loads the backend, and builds it where that was
     never done (about 20 s).
 
@@ -44,6 +45,8 @@ def configure(capacities: Sequence[int]) -> None:
         if not is_loaded():
             _load(capacities)
         _C.host_driver().configure(list(capacities))
+        for card, peer in refused:
+            _C.host_driver().set_peer(card, peer, False)
         device_module.adopt_configuration()
 
 

@@ -293,3 +293,13 @@ def test_bad_requests_are_refused_with_words(pool, cards):
         Pool(cards, host_memory="4 apples")
     with pytest.raises(PoolError, match=re.escape("shape (3,), torch.float32, on cpu is not in this pool")):
         pool.extents(torch.ones(3))
+
+
+def test_cards_that_do_not_reach_each_other_share_no_tensor():
+    """Their peer access is refused, so what one has no room for goes to the host."""
+    with Pool(poolrt.virtual(cards=2, memory="8MiB", link="host"), host_memory="4MiB") as pool:
+        t = pool.empty(10 * MIB, dtype=torch.uint8)
+        assert pool.extents(t) == [Extent(0, 8 * MIB), Extent(None, 2 * MIB)]
+        with pytest.raises(torch.OutOfMemoryError, match="out of reach"):
+            pool.empty(4 * MIB, dtype=torch.uint8)
+        del t

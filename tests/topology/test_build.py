@@ -10,7 +10,7 @@ def test_virtual_cards_have_a_device_each_and_are_all_joined():
     assert [card.memory_bytes for card in topology.cards] == [4, 8, 16]
     assert {card.kind for card in topology.cards} == {"virtual"}
     assert {(x.source, x.target) for x in topology.links} == {(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)}
-    assert {x.kind for x in topology.links} == {"HOST"}
+    assert {x.kind for x in topology.links} == {"PCIE"}
 
 
 def test_a_stated_link_joins_virtual_cards_for_planning():
