@@ -7,8 +7,8 @@ small tensors share granules.
     a large one   ###########.....                 ends within its second granule: the dots are lost
     small ones                    a b cc d         share the third
 
-A granule is 2 MiB, as a GPU's driver maps memory. A layer whose tensors are not known is taken to have as many
-large ones as its biggest gradient allows, each of which loses a whole granule: that can only be too much.
+A granule is 2 MiB, as a GPU's driver maps memory. A layer whose tensors are not known is taken to have so many of the
+size of its biggest gradient, each of which loses a whole granule: on the safe side where tensors are of like size.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from poolrt.topology.topology import Topology
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """One forward and backward of the whole batch; the optimizer's step is not in it."""
+    """One forward and backward of the whole batch. Of the optimizer's step only waiting for spilled bytes is in it."""
 
     step_s: float
     busy_s: tuple[float, ...]

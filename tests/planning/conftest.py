@@ -1,12 +1,19 @@
 """Profiles: one made by hand, and a strategy that makes any."""
 
+from dataclasses import replace
+from itertools import combinations
+
 import pytest
 from hypothesis import strategies as st
 
 from poolrt.planning.profile import CallFacts, LayerFacts, Profile, TiedParameter
+from poolrt.topology.build import virtual_topology
+from poolrt.topology.catalog import link_preset
+from poolrt.topology.topology import Topology
 
 MIB = 1 << 20
 UNIT = 60
+MAGNIFIED = 2 * MIB // UNIT
 """all random sizes are multiples of it, and all random batches divide it: then micro-batches hold whole bytes"""
 
 
@@ -37,7 +44,7 @@ def make_chain():
         return Profile(
             model="chain",
             batch_size=batch_size,
-            layers=tuple(_layer(name, weight) for name in names),
+            layers=tuple(_layer(name, weight, trained_tensors=(weight // 2,) * 2) for name in names),
             calls=tuple(_call(name, **call_changes) for name in names),
         )
 
@@ -108,3 +115,39 @@ def _calls(draw, name):
 def profiles():
     """A function that gives a strategy of profiles."""
     return _profiles
+
+
+def _magnify(facts):
+    sizes = {name: value * MAGNIFIED for name, value in vars(facts).items() if name.endswith("nbytes")}
+    return replace(facts, **sizes)
+
+
+@st.composite
+def _large_profiles(draw, **options):
+    profile = draw(_profiles(**options))
+    parts = {kind: tuple(map(_magnify, getattr(profile, kind))) for kind in ("layers", "calls", "tied")}
+    return replace(_magnify(profile), **parts)
+
+
+@pytest.fixture(scope="session")
+def large_profiles():
+    """A function that gives a strategy of profiles whose sizes are some 2 MiB times those of `profiles`."""
+    return _large_profiles
+
+
+@st.composite
+def _boxes(draw, most_cards=4, smallest=MIB, largest=300 * MIB):
+    memory = draw(st.lists(st.integers(smallest, largest), min_size=1, max_size=most_cards))
+    cards = virtual_topology(memory).cards
+    kinds = {pair: draw(st.sampled_from(_LINKS)) for pair in combinations(range(len(cards)), 2)}
+    links = (link_preset(name).link(*ends) for pair, name in kinds.items() if name for ends in (pair, pair[::-1]))
+    return Topology(cards=cards, links=tuple(links))
+
+
+_LINKS = ("nvlink3x4", "pcie4x16", "host", None)
+
+
+@pytest.fixture(scope="session")
+def boxes():
+    """A function that gives a strategy of topologies: cards of all sizes, any pair joined by any link or none."""
+    return _boxes

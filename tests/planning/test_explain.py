@@ -2,42 +2,14 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from poolrt.planning.explain import compress_names, explain
+from poolrt.planning.explain import explain
 from poolrt.planning.planner import make_plan
 from poolrt.topology.build import virtual_topology
-from poolrt.units import format_nbytes
+from poolrt.units import format_nbytes, format_seconds
 
+MIB = 1 << 20
 GIB = 1 << 30
-
-
-@pytest.mark.parametrize(
-    ("names", "short"),
-    [
-        ([], []),
-        (["head"], ["head"]),
-        (["layer.0", "layer.1", "layer.2"], ["layer.0-2"]),
-        (["embeddings", "layer.9", "layer.10", "head"], ["embeddings", "layer.9-10", "head"]),
-        (["layer.0", "layer.2"], ["layer.0", "layer.2"]),
-        (["layer.1", "layer.0"], ["layer.1", "layer.0"]),
-        (["encoder.0.mlp", "encoder.1.mlp", "decoder.2.mlp"], ["encoder.0-1.mlp", "decoder.2.mlp"]),
-        (["a.0.0", "a.0.1", "a.1.1"], ["a.0.0-1", "a.1.1"]),
-        (["0", "1", "2"], ["0-2"]),
-    ],
-)
-def test_names_that_count_up_in_one_place_are_joined(names, short):
-    assert compress_names(names) == short
-
-
-@given(st.lists(st.text("ab.01", min_size=1, max_size=5)))
-def test_the_first_and_the_last_name_can_be_read_back(names):
-    short = compress_names(names)
-    assert len(short) <= len(names)
-    if names:
-        assert re.sub(r"(\d+)-\d+", r"\1", short[0]) == names[0]
-        assert re.sub(r"\d+-(\d+)", r"\1", short[-1]) == names[-1]
 
 
 @pytest.fixture
@@ -80,3 +52,41 @@ def test_no_line_ends_in_spaces_and_none_is_coloured(plan):
     text = explain(plan)
     assert text == "\n".join(line.rstrip() for line in text.splitlines())
     assert "\x1b" not in text
+
+
+@pytest.fixture
+def spilling(make_chain):
+    """One card gives room, the other has far too little."""
+    return make_plan(
+        make_chain(16), virtual_topology([200 * MIB, 900 * MIB], "nvlink3x4"), spill="auto", host_bytes=GIB
+    )
+
+
+def test_what_is_spilled_is_in_a_table_of_its_own(spilling):
+    lines = explain(spilling).splitlines()
+    at = next(index for index, line in enumerate(lines) if "from the pool" in line)
+    optimizer = next(line for line in lines[at:] if "optimizer state" in line)
+    tiers = spilling.cards[0].pooled_bytes.optimizer
+    assert optimizer.split()[0] == "0"
+    assert format_nbytes(tiers.peers[0].nbytes) in optimizer
+    assert optimizer.endswith(format_nbytes(tiers.host))
+    assert "guests" in lines[1]
+    assert format_nbytes(spilling.cards[1].predicted_bytes.guests) in "\n".join(lines[:at])
+
+
+def test_what_is_spilled_is_in_sentences_with_what_it_costs(spilling):
+    card = spilling.cards[0]
+    tiers = card.pooled_bytes.optimizer
+    assert (
+        f"- optimizer state of card 0: {format_nbytes(tiers.total)}, of which {format_nbytes(tiers.peers[0].nbytes)} "
+        f"on card 1 and {format_nbytes(tiers.host)} on the host"
+    ) in explain(spilling)
+    assert f"{format_seconds(card.predicted_spill_s)} of each step" in explain(spilling)
+    weights = next(line for line in explain(spilling).splitlines() if line.startswith("- weights of card 0"))
+    assert "block.0-" in weights
+
+
+def test_nothing_is_said_of_the_pool_where_nothing_is_spilled(make_chain):
+    plan = make_plan(make_chain(), virtual_topology([4 * GIB] * 2), spill="auto", host_bytes=GIB)
+    text = explain(plan)
+    assert not any(word in text for word in ("pool", "guests", "elsewhere"))
