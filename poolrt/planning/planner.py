@@ -160,7 +160,7 @@ def _pooling(chosen: Candidate, profile: Profile, card: int) -> dict[str, Any]:
     spill = chosen.spills[card]
     return {
         "spilled_layers": tuple(profile.layers[position].name for position, _ in spill.layers),
-        "spills_optimizer": spill.pooled.optimizer.total > 0,
+        "spills_optimizer": spill.pooled.optimizer.total + spill.pooled.temporaries.total > 0,
         "pooled_bytes": spill.pooled,
         "pool_limit_bytes": spill.limit,
         "predicted_spill_s": chosen.spill_s[card],

@@ -6,6 +6,7 @@ from itertools import combinations
 import pytest
 from hypothesis import strategies as st
 
+from poolrt.planning.memory import MemoryModel
 from poolrt.planning.profile import CallFacts, LayerFacts, Profile, TiedParameter
 from poolrt.topology.build import virtual_topology
 from poolrt.topology.catalog import link_preset
@@ -131,23 +132,36 @@ def _large_profiles(draw, **options):
 
 @pytest.fixture(scope="session")
 def large_profiles():
-    """A function that gives a strategy of profiles whose sizes are some 2 MiB times those of `profiles`."""
+    """A function that gives a strategy of profiles whose sizes are those of `profiles` times some 35,000."""
     return _large_profiles
+
+
+_LINKS = ("nvlink3x4", "pcie4x16", "host", None)
 
 
 @st.composite
 def _boxes(draw, most_cards=4, smallest=MIB, largest=300 * MIB):
     memory = draw(st.lists(st.integers(smallest, largest), min_size=1, max_size=most_cards))
-    cards = virtual_topology(memory).cards
-    kinds = {pair: draw(st.sampled_from(_LINKS)) for pair in combinations(range(len(cards)), 2)}
+    kinds = {pair: draw(st.sampled_from(_LINKS)) for pair in combinations(range(len(memory)), 2)}
     links = (link_preset(name).link(*ends) for pair, name in kinds.items() if name for ends in (pair, pair[::-1]))
-    return Topology(cards=cards, links=tuple(links))
-
-
-_LINKS = ("nvlink3x4", "pcie4x16", "host", None)
+    return Topology(cards=virtual_topology(memory).cards, links=tuple(links))
 
 
 @pytest.fixture(scope="session")
 def boxes():
     """A function that gives a strategy of topologies: cards of all sizes, any pair joined by any link or none."""
     return _boxes
+
+
+@st.composite
+def _tight(draw):
+    profile = draw(_large_profiles(most_layers=4))
+    whole = MemoryModel(profile, micro_batches=1, optimizer="adamw").peak(range(len(profile.layers)), gathers=True)
+    largest = max(MIB, whole.total)
+    return profile, draw(_boxes(most_cards=3, smallest=largest // draw(st.integers(2, 6)), largest=largest))
+
+
+@pytest.fixture(scope="session")
+def tight():
+    """A function that gives a strategy of large profiles and topologies whose cards hold a good part of them each."""
+    return _tight
