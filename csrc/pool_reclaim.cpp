@@ -126,6 +126,7 @@ int Pool::drain(Lock& lock, std::vector<int> ordinals) {
   lock.unlock();
   for (const int ordinal : ordinals) {
     status = driver_->drain(ordinal);
+    if (status == kInvalidDevice) status = kSuccess;  // a virtual card that was taken away: it does nothing any more
     if (status != kSuccess) break;
   }
   lock.lock();
