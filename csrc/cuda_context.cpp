@@ -42,16 +42,12 @@ int kept_context(int card, Context* context) {
   return kSuccess;
 }
 
-int any_kept_context(Context* context) {
-  {
-    const std::lock_guard<std::mutex> lock(kept().mutex);
-    for (const Context known : kept().contexts) {
-      if (known == nullptr) continue;
-      *context = known;
-      return kSuccess;
-    }
+Context any_kept_context() {
+  const std::lock_guard<std::mutex> lock(kept().mutex);
+  for (const Context known : kept().contexts) {
+    if (known != nullptr) return known;
   }
-  return kept_context(0, context);
+  return nullptr;
 }
 
 bool has_current_context() {

@@ -38,16 +38,22 @@ int in_context_of(int card, Work work) {
   return in_context(context, work);
 }
 
-// Work for which any context will do: the one that is current, else one that is kept already, else that of card 0.
-int any_kept_context(Context* context);
 bool has_current_context();
+Context any_kept_context();  // null without one
 
+// Work in the context that is current, else in one that is kept, else in that of card 0.
 template <typename Work>
 int in_some_context(Work work) {
   if (has_current_context()) return work();
-  Context context = nullptr;
-  if (const int status = any_kept_context(&context)) return status;
-  return in_context(context, work);
+  const Context kept = any_kept_context();
+  return kept != nullptr ? in_context(kept, work) : in_context_of(0, work);
+}
+
+// Work for which, by the reference, no context is needed. One is brought along if there is one, but none is made: it
+// would take memory of a card that may not be in use.
+template <typename Work>
+int in_context_if_any(Work work) {
+  return has_current_context() || any_kept_context() == nullptr ? work() : in_some_context(work);
 }
 
 }  // namespace poolrt::cuda_driver

@@ -81,7 +81,7 @@ int describe(int place, AllocationProperties* properties) {
 
 template <typename Work>
 int in_context_for(int place, Work work) {
-  return place == kHostMemory ? in_some_context(work) : in_context_of(place, work);
+  return place == kHostMemory ? in_context_if_any(work) : in_context_of(place, work);
 }
 
 // Lets the processor touch the host pages in an interval. libcuda refuses that for the pages of a card, so each host
@@ -128,17 +128,17 @@ int pages_create(int place, std::size_t nbytes, Pages* pages) {
 
 int pages_release(Pages pages) {
   const std::lock_guard<std::mutex> lock(place_map().mutex);
-  const int status = in_some_context([&] { return call(cuda().pages_release, pages); });
+  const int status = in_context_if_any([&] { return call(cuda().pages_release, pages); });
   if (status == kSuccess) place_map().places.erase(pages);
   return status;
 }
 
 int range_reserve(std::size_t nbytes, std::size_t alignment, Address* range) {
-  return in_some_context([&] { return call(cuda().range_reserve, range, nbytes, alignment, kAnywhere, kNoFlags); });
+  return in_context_if_any([&] { return call(cuda().range_reserve, range, nbytes, alignment, kAnywhere, kNoFlags); });
 }
 
 int range_free(Address range, std::size_t nbytes) {
-  return in_some_context([&] { return call(cuda().range_free, range, nbytes); });
+  return in_context_if_any([&] { return call(cuda().range_free, range, nbytes); });
 }
 
 int map(Address at, std::size_t nbytes, Pages pages) {
@@ -147,14 +147,14 @@ int map(Address at, std::size_t nbytes, Pages pages) {
   if (place == place_map().places.end()) return kInvalidValue;
   const auto [mapping, is_new] = place_map().mappings.try_emplace(at, PlaceMap::Mapping{nbytes, place->second});
   if (!is_new) return kInvalidValue;
-  const int status = in_some_context([&] { return call(cuda().map, at, nbytes, kWholePages, pages, kNoFlags); });
+  const int status = in_context_if_any([&] { return call(cuda().map, at, nbytes, kWholePages, pages, kNoFlags); });
   if (status != kSuccess) place_map().mappings.erase(mapping);
   return status;
 }
 
 int unmap(Address at, std::size_t nbytes) {
   const std::lock_guard<std::mutex> lock(place_map().mutex);
-  const int status = in_some_context([&] { return call(cuda().unmap, at, nbytes); });
+  const int status = in_context_if_any([&] { return call(cuda().unmap, at, nbytes); });
   if (status == kSuccess) place_map().mappings.erase(at);
   return status;
 }
@@ -166,7 +166,7 @@ int set_access(Address at, std::size_t nbytes, const int* cards, int count) {
     descriptions[i] = {{kLocationDevice, 0}, kAccessReadWrite};
     if (const int status = cuda().device(&descriptions[i].location.id, cards[i])) return status;
   }
-  return in_some_context([&] {
+  return in_context_if_any([&] {
     const int status = call(cuda().set_access, at, nbytes, descriptions.data(), static_cast<std::size_t>(count));
     return status != kSuccess ? status : allow_processor(at, nbytes);
   });

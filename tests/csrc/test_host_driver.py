@@ -1,17 +1,13 @@
 """The HOST driver by itself, in C++, under the sanitizers: addresses and undefined behaviour, then threads."""
 
-import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from compiled_program import CSRC, HERE, SANITIZERS, build, cases_in, listed_cases, run
 
-ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
 CASE_FILES = sorted(HERE.glob("host_*_cases.cpp"))
-CASES = [case for file in CASE_FILES for case in re.findall(r"^CASE\((\w+)\)", file.read_text(), re.MULTILINE)]
-SANITIZERS = {"address": "-fsanitize=address,undefined", "thread": "-fsanitize=thread"}
+CASES = cases_in(CASE_FILES)
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -19,23 +15,14 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 @pytest.fixture(scope="module", params=SANITIZERS)
 def program(request, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("host_driver") / request.param
-    sources = [HERE / "cases_main.cpp", *CASE_FILES, *sorted((ROOT / "csrc").glob("host_*.cpp"))]
-    flags = ["-std=c++17", "-O1", "-g", "-fno-sanitize-recover=all", "-pthread", f"-I{ROOT / 'csrc'}"]
-    subprocess.run(["g++", *flags, SANITIZERS[request.param], *map(str, sources), "-o", str(target)], check=True)
-    return target
+    return build(target, [*CASE_FILES, *sorted(CSRC.glob("host_*.cpp"))], request.param)
 
 
 def test_every_case_is_run(program):
-    listed = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
-    assert sorted(listed) == sorted(CASES)
+    assert sorted(listed_cases(program)) == sorted(CASES)
     assert len(CASES) >= 35
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_case(program, case):
-    # setarch -R: the thread sanitizer of some compilers does not know the address layout of newer kernels.
-    command = [str(program), case]
-    if shutil.which("setarch") and subprocess.run(["setarch", "-R", "true"], capture_output=True).returncode == 0:
-        command = ["setarch", "-R", *command]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert finished.returncode == 0, finished.stderr
+    run(program, case)
