@@ -47,6 +47,48 @@ def test_peers_are_reachable_in_one_direction_at_a_time(driver):
     assert driver.can_access_peer(0, 1)
 
 
+def test_the_host_has_a_limit_only_if_it_is_given_one(driver):
+    driver.set_host_capacity(3 * MIB)
+    assert driver.ledger().capacity_nbytes == driver.ledger(_C.HOST_MEMORY).capacity_nbytes == 3 * MIB
+    driver.set_host_capacity(None)
+    unlimited = driver.ledger().capacity_nbytes
+    driver.set_host_capacity(3 * MIB)
+    driver.configure([MIB])
+    assert driver.ledger().capacity_nbytes == unlimited > 2**60
+    assert driver.ledger().used_nbytes == 0
+
+
+def test_a_fault_makes_the_chosen_calls_fail(driver):
+    before = driver.calls()
+    driver.set_fault(at_call=2, status=2, count=2)
+    try:
+        assert driver.granularity(0) == 2 * MIB
+        for _ in range(2):
+            with pytest.raises(DriverError, match="OUT_OF_MEMORY"):
+                driver.granularity(0)
+        assert driver.granularity(_C.HOST_MEMORY) == 2 * MIB
+        driver.set_fault(at_call=1, status=304)
+    finally:
+        driver.clear_fault()
+    assert driver.granularity(0) == 2 * MIB
+    assert driver.calls() == before + 5
+
+
+def test_a_stream_is_held_and_let_go(driver):
+    before = driver.page_state().stream_count
+    stream = driver.stream_create(0)
+    driver.stream_hold(stream)
+    assert driver.page_state().stream_count == before + 1
+    with pytest.raises(DriverError, match="INVALID_VALUE"):
+        driver.stream_destroy(stream)
+    driver.stream_pass(stream)
+    driver.stream_destroy(stream)
+    with pytest.raises(DriverError, match="INVALID_HANDLE"):
+        driver.stream_pass(stream)
+    assert driver.default_stream(0) != driver.default_stream(1)
+    assert driver.page_state().stream_count == before
+
+
 @pytest.mark.parametrize(
     ("call", "name"),
     [
@@ -54,6 +96,10 @@ def test_peers_are_reachable_in_one_direction_at_a_time(driver):
         (lambda driver: driver.total_memory(2), "INVALID_DEVICE"),
         (lambda driver: driver.memory_info(-1), "INVALID_DEVICE"),
         (lambda driver: driver.set_peer(0, 0, True), "INVALID_DEVICE"),
+        (lambda driver: driver.granularity(2), "INVALID_DEVICE"),
+        (lambda driver: driver.stream_create(_C.HOST_MEMORY), "INVALID_DEVICE"),
+        (lambda driver: driver.stream_hold(0), "INVALID_HANDLE"),
+        (lambda driver: driver.set_fault(at_call=0), "INVALID_VALUE"),
         (lambda driver: driver.configure([]), "INVALID_VALUE"),
         (lambda driver: driver.configure([MIB] * (_C.MAX_CARDS + 1)), "INVALID_VALUE"),
     ],
