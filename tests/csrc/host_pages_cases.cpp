@@ -30,10 +30,7 @@ constexpr std::size_t kPage = 2 * kMiB;
 unsigned char* bytes_at(Address at) { return reinterpret_cast<unsigned char*>(at); }
 
 bool holds(Address at, std::size_t nbytes, unsigned char value) {
-  for (std::size_t i = 0; i < nbytes; ++i) {
-    if (bytes_at(at)[i] != value) return false;
-  }
-  return true;
+  return bytes_at(at)[0] == value && std::memcmp(bytes_at(at), bytes_at(at) + 1, nbytes - 1) == 0;
 }
 
 // Whether a child of this process survives a write there.
