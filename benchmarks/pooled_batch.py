@@ -4,9 +4,10 @@
     python benchmarks/pooled_batch.py --quick          # a small BERT on cards of 192 MiB, some 2 minutes on two cores
 
 Every figure is found by training: a batch counts when two whole steps with AdamW end (the second one has the
-optimizer's state in memory all the time). The batch is doubled until the card runs out of memory, then the limit is
-bisected; torch.OutOfMemoryError is the only judge. One card runs plain PyTorch. Each number of cards has a process of
-its own. Beside it stands the planner's prediction, made before anything ran.
+optimizer's state in memory all the time). From the prediction on, batches are tried in strides that double until the
+answer changes, then the limit is bisected; torch.OutOfMemoryError is the only judge. One card runs plain PyTorch, and
+nothing is spilled to the host. Each number of cards has a process of its own. Beside it stands the planner's
+prediction, made before anything ran.
 """
 
 from __future__ import annotations

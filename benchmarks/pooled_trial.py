@@ -108,7 +108,7 @@ class Trial:
             self.micro_batches[len(batch["input_ids"])] = 1
             return model.to(device), {key: value.to(device) for key, value in batch.items()}
         try:
-            pooled = poolrt.shard(model, sample=batch, topology=self._topology)
+            pooled = poolrt.shard(model, sample=batch, topology=self._topology, spill="never")
         except InfeasibleError:
             if self._largest_plan is None:
                 raise
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     trial = Trial(options)
     predicted = trial.predict()
-    largest = largest_that_works(trial.trains, options.limit, options.step)
+    largest = largest_that_works(trial.trains, options.limit, options.step, guess=predicted)
     row = {
         "cards": options.cards,
         "largest_batch": largest,

@@ -12,6 +12,7 @@ KINDS = {
     errors.PlanError: ValueError,
     errors.InfeasibleError: RuntimeError,
     errors.DriverError: RuntimeError,
+    errors.PoolError: RuntimeError,
     errors.BuildError: RuntimeError,
 }
 

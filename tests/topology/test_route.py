@@ -7,9 +7,7 @@ from poolrt.topology.route import route
 from poolrt.topology.topology import Topology
 
 
-@pytest.mark.parametrize(
-    ("link", "kind"), [("nvlink3x4", "P2P"), ("pcie4x16", "P2P"), ("host", "HOST"), (None, "P2P")]
-)
+@pytest.mark.parametrize(("link", "kind"), [("nvlink3x4", "P2P"), ("pcie4x16", "P2P"), ("host", "HOST"), (None, "P2P")])
 def test_the_link_decides_the_route(link, kind):
     way = route(virtual_topology([1, 1], link), 0, 1)
     assert (way.source, way.target, way.kind) == (0, 1, kind)
