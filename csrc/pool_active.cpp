@@ -46,9 +46,9 @@ int leave_pool(int token) {
 ActivePool active_pool(int ordinal) {
   if (entered_count == 0) return {nullptr, kHostMemory};
   for (auto entered = entered_here.rbegin(); entered != entered_here.rend(); ++entered) {
-    const int card = entered->pool->card_of_ordinal(ordinal);
-    const bool meant = entered->home == kHostMemory || entered->home == card;
-    if (card != kHostMemory && meant) return {entered->pool.get(), card};
+    Pool* pool = entered->pool.get();
+    const int card = entered->home == kHostMemory ? pool->card_of_ordinal(ordinal) : entered->home;
+    if (card != kHostMemory && pool->ordinal(card) == ordinal) return {pool, card};
   }
   return {nullptr, kHostMemory};
 }

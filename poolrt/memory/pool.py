@@ -81,7 +81,10 @@ class Pool:
             torch.OutOfMemoryError: if there is no room; the text tells what every place holds.
         """
         with self.use(home=home):
-            return torch.empty(_shape(shape), dtype=dtype, device=self.devices[home])
+            try:
+                return torch.empty(_shape(shape), dtype=dtype, device=self.devices[home])
+            except torch.OutOfMemoryError as error:
+                raise torch.OutOfMemoryError(f"{str(error).splitlines()[0]} The pool: {self.stats()}") from None
 
     def zeros(self, *shape: int | Sequence[int], dtype: torch.dtype | None = None, home: int = 0) -> Tensor:
         """As `empty`, filled with 0."""
