@@ -1,6 +1,6 @@
-// Blocks that one card gave back, kept by size for its next request: asking the operating system anew would cost a page
-// fault for every 4 KiB at first touch. They are in no ledger; with the card's used bytes they stay within its
-// capacity.
+// Blocks that one card, or the host, gave back, kept by size for the next request: asking the operating system anew
+// would cost a page fault for every 4 KiB at first touch. They are in no ledger; with a card's used bytes they stay
+// within its capacity.
 #pragma once
 
 #include <cstddef>

@@ -17,11 +17,12 @@ namespace {
 constexpr std::size_t kAlignment = 64;
 constexpr std::size_t kGranularity = 512;
 constexpr std::size_t kCachedFrom = 64 << 10;             // smaller blocks come from malloc's own caches
+constexpr std::size_t kKeptForTheHost = 256 << 20;        // a model's outputs come back to the host at every step
 constexpr std::uint64_t kLiveBlock = 0x706f6f6c72743164;  // says that a pointer is one of ours
 
 struct alignas(kAlignment) BlockHeader {
   std::uint64_t mark;
-  std::size_t charged_nbytes;
+  std::size_t nbytes;  // without the header, as charged to the card
   int card;
   std::atomic<int> owners;
 };
@@ -33,18 +34,19 @@ BlockHeader* header_of(void* pointer) {
 
 std::size_t rounded(std::size_t nbytes) { return (nbytes + kGranularity - 1) / kGranularity * kGranularity; }
 
-void* fresh_block(int card, std::size_t nbytes) {
-  if (card != kHostMemory) machine().trim_if_short(card);
+void* fresh_block(int place, std::size_t nbytes) {
+  if (place != kHostMemory) machine().trim_if_short(place);
   void* raw = nullptr;
   if (posix_memalign(&raw, kAlignment, nbytes + sizeof(BlockHeader)) == 0) return raw;
-  if (card == kHostMemory) return nullptr;
-  machine().cache(card).trim();
+  machine().cache(place).trim();
   return posix_memalign(&raw, kAlignment, nbytes + sizeof(BlockHeader)) == 0 ? raw : nullptr;
 }
 
-// Whether the card keeps a block for its next request.
-bool kept(BlockHeader* header, int card, std::size_t charge) {
-  return charge >= kCachedFrom && machine().cache(card).keep(header, charge, machine().ledger(card).free_nbytes());
+// Whether the place keeps a block for its next request.
+bool kept(BlockHeader* header, int place, std::size_t nbytes) {
+  if (nbytes < kCachedFrom) return false;
+  const std::size_t room = place == kHostMemory ? kKeptForTheHost : machine().ledger(place).free_nbytes();
+  return machine().cache(place).keep(header, nbytes, room);
 }
 
 }  // namespace
@@ -54,16 +56,17 @@ int block_allocate(int card, std::size_t nbytes, void** pointer) {
   if (!machine().is_place(card)) return kInvalidDevice;
   if (nbytes == 0) return kSuccess;
   if (nbytes > std::numeric_limits<std::size_t>::max() - sizeof(BlockHeader) - kGranularity) return kOutOfMemory;
-  const std::size_t charge = card == kHostMemory ? 0 : rounded(nbytes);
-  if (charge != 0 && !machine().ledger(card).charge(charge)) return kOutOfMemory;
-  void* raw = charge >= kCachedFrom ? machine().cache(card).take(charge) : nullptr;
-  if (raw == nullptr) raw = fresh_block(card, charge == 0 ? nbytes : charge);
+  const std::size_t whole = rounded(nbytes);
+  const bool charged = card != kHostMemory;
+  if (charged && !machine().ledger(card).charge(whole)) return kOutOfMemory;
+  void* raw = whole >= kCachedFrom ? machine().cache(card).take(whole) : nullptr;
+  if (raw == nullptr) raw = fresh_block(card, whole);
   if (raw == nullptr) {
-    if (charge != 0) machine().ledger(card).undo_charge(charge);
+    if (charged) machine().ledger(card).undo_charge(whole);
     return kOperatingSystem;
   }
   *pointer = static_cast<char*>(raw) + sizeof(BlockHeader);
-  new (raw) BlockHeader{kLiveBlock, charge, card, {1}};
+  new (raw) BlockHeader{kLiveBlock, whole, card, {1}};
   return kSuccess;
 }
 
@@ -80,10 +83,10 @@ int block_free(void* pointer) {
   if (header->mark != kLiveBlock) return kNotFound;
   if (header->owners.fetch_sub(1, std::memory_order_acq_rel) != 1) return kSuccess;
   const int card = header->card;
-  const std::size_t charge = header->charged_nbytes;
+  const std::size_t nbytes = header->nbytes;
   header->mark = 0;
-  if (card != kHostMemory) machine().ledger(card).discharge(charge);
-  if (card == kHostMemory || !kept(header, card, charge)) std::free(header);
+  if (card != kHostMemory) machine().ledger(card).discharge(nbytes);
+  if (!kept(header, card, nbytes)) std::free(header);
   return kSuccess;
 }
 

@@ -20,7 +20,7 @@ class HostMachine {
   static bool has_ledger(int place) { return place >= kHostMemory && place < kMaxCards; }
 
   PlaceLedger& ledger(int place) { return ledgers_[place + 1]; }  // the host's comes first
-  BlockCache& cache(int card) { return caches_[card]; }
+  BlockCache& cache(int place) { return caches_[place + 1]; }
 
   bool reaches(int card, int place) const;
   void set_peer(int card, int peer, bool possible);
@@ -33,7 +33,7 @@ class HostMachine {
  private:
   std::atomic<int> cards_{0};
   std::array<PlaceLedger, kMaxCards + 1> ledgers_;
-  std::array<BlockCache, kMaxCards> caches_;
+  std::array<BlockCache, kMaxCards + 1> caches_;
   std::array<std::array<std::atomic<bool>, kMaxCards>, kMaxCards> peers_{};
 };
 

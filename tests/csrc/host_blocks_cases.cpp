@@ -23,6 +23,19 @@ CASE(a_block_is_aligned_and_charged_in_steps_of_512) {
   EXPECT(ledger(1).used_nbytes == 0 && ledger(1).peak_nbytes == 1024 && ledger(1).allocation_count == 1);
 }
 
+CASE(a_large_block_is_kept_for_the_next_request_of_its_place) {
+  configure({kMiB});
+  for (const int place : {0, poolrt::kHostMemory}) {
+    void* block = allocate(place, 200000);
+    EXPECT(host().memory_free(block) == poolrt::kSuccess);
+    void* other_size = allocate(place, 300000);
+    void* again = allocate(place, 200000);
+    EXPECT(again == block && other_size != block);
+    EXPECT(host().memory_free(again) == poolrt::kSuccess && host().memory_free(other_size) == poolrt::kSuccess);
+  }
+  EXPECT(ledger(0).used_nbytes == 0);
+}
+
 CASE(an_empty_block_costs_nothing) {
   configure({kMiB});
   EXPECT(allocate(0, 0) == nullptr);
