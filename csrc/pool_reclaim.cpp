@@ -179,8 +179,8 @@ int Pool::trim(std::size_t* nbytes) {
   Lock lock(mutex_);
   const std::size_t before = returned_nbytes_;
   collect_passed(/*oldest_only=*/false);
-  int status = retire(lock, cache_.all());
-  if (const int failed = retry_condemned()) status = failed;
+  int status = retry_condemned();
+  if (const int failed = retire(lock, cache_.all())) status = failed;
   if (const int failed = deferred_.destroy_spent()) status = failed;
   *nbytes = returned_nbytes_ - before;
   return status == kSuccess ? kSuccess : driver_failed(status, "cached memory was given back");
@@ -222,8 +222,9 @@ int Pool::release_everything(Lock& lock) {
     collect_passed(/*oldest_only=*/false);
     if (const int status = wait_for_deferred(lock, /*home=*/0)) return status;
   }
-  int status = retire(lock, cache_.all());
-  if (const int failed = retry_condemned()) status = failed;
+  const int retired = retire(lock, cache_.all());
+  int status = retry_condemned();
+  if (!cache_.empty()) status = retired;
   if (const int failed = deferred_.destroy_spent()) status = failed;
   return status;
 }

@@ -100,8 +100,7 @@ int Segment::exchange_pages(Segment& fresh) {
   if (status == kSuccess) status = map_pages(fresh.pages_, fresh.extents_, remapped);
   if (status == kSuccess) status = grant_access(fresh.access_);
   if (status != kSuccess) {
-    remapped.clear();
-    restore_mappings();
+    restore_mappings(remapped);
     return status;
   }
   mappings_ = std::move(remapped);
@@ -113,21 +112,30 @@ int Segment::exchange_pages(Segment& fresh) {
   return kSuccess;
 }
 
-// A block whose addresses lead nowhere is lost to its owner, so a driver that stumbles is asked again.
-int Segment::restore_mappings() {
-  constexpr int kTries = 8;
+// A block whose addresses lead nowhere is lost to its owner, so a driver that stumbles is asked again and again.
+int Segment::restore_mappings(std::vector<Mapping>& remapped) {
+  constexpr int kTries = 100;
   int status = kSuccess;
   for (int attempt = 0; attempt < kTries; ++attempt) {
-    status = kSuccess;
-    Address at = range_.address();
-    for (std::size_t i = 0; i < extents_.size() && status == kSuccess; ++i) {
-      if (mappings_[i].empty()) status = mappings_[i].open(*driver_, at, extents_[i].nbytes, pages_[i].pages());
-      at += extents_[i].nbytes;
-    }
-    if (status == kSuccess) status = grant_access(access_);
+    status = try_restore(remapped);
     if (status == kSuccess) break;
   }
   return status;
+}
+
+int Segment::try_restore(std::vector<Mapping>& remapped) {
+  while (!remapped.empty()) {
+    if (const int status = remapped.back().close()) return status;
+    remapped.pop_back();
+  }
+  Address at = range_.address();
+  for (std::size_t i = 0; i < extents_.size(); ++i) {
+    if (mappings_[i].empty()) {
+      if (const int status = mappings_[i].open(*driver_, at, extents_[i].nbytes, pages_[i].pages())) return status;
+    }
+    at += extents_[i].nbytes;
+  }
+  return grant_access(access_);
 }
 
 std::size_t Segment::held_nbytes() const {

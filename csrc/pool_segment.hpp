@@ -72,7 +72,8 @@ class Segment {
   int map_pages(const std::vector<Allocation>& pages, const std::vector<Piece>& extents,
                 std::vector<Mapping>& mappings) const;
   int grant_access(const std::vector<int>& ordinals) const;
-  int restore_mappings();
+  int restore_mappings(std::vector<Mapping>& remapped);
+  int try_restore(std::vector<Mapping>& remapped);
 
   const CountedDriver* driver_;
   Tiers* tiers_;
