@@ -51,20 +51,20 @@ class Pool:
     def __init__(
         self, topology: Topology, host_memory: int | str = 0, *, limits: Sequence[int | str] | None = None
     ) -> None:
-        kinds = {card.kind for card in topology.cards}
-        if not (kinds == {"virtual"} or kinds <= {"cuda", "logical"}):
-            raise ConfigurationError(f"a pool needs virtual cards or GPUs, not {sorted(kinds)}")
+        kinds = {torch.device(card.device).type for card in topology.cards if card.kind != "recorded"}
+        if len(kinds) != 1 or any(card.kind == "recorded" for card in topology.cards):
+            found = sorted({card.kind for card in topology.cards})
+            raise ConfigurationError(f"a pool needs virtual cards, or GPUs and shares of them; these are {found}")
         if limits is not None and len(limits) != len(topology):
             raise ConfigurationError(f"{len(topology)} cards need as many limits, got {len(limits)}: {list(limits)}")
         self.topology = topology
         self.devices = tuple(torch.device(card.device) for card in topology.cards)
         sizes = [_size(limit) for limit in limits] if limits else [card.memory_bytes for card in topology.cards]
-        driver = _C.host_driver() if kinds == {"virtual"} else _C.cuda_driver()
+        virtual = kinds == {"vcard"}
+        driver = _C.host_driver() if virtual else _C.cuda_driver()
         ordinals = [device.index or 0 for device in self.devices]
         self._core = _C.Pool(driver, list(zip(ordinals, sizes, strict=True)), host_limit_nbytes=_size(host_memory))
-        self._hook: TorchHook = (
-            VirtualHook(self._core) if kinds == {"virtual"} else CudaHook(self._core, topology.cards)
-        )
+        self._hook: TorchHook = VirtualHook(self._core) if virtual else CudaHook(self._core, topology.cards)
         self._closed = False
 
     # ---- tensors
@@ -175,6 +175,17 @@ class Pool:
     def trim(self) -> int:
         """Give everything that is cached back to the cards; how many bytes."""
         return self._core.trim()
+
+    def set_limit(self, card: int | None, nbytes: int) -> None:
+        """Change how much the pool may take from `card`, or from the host for None. Below what it has: no more.
+
+        Raises:
+            ConfigurationError: if there is no such card.
+            DriverError: if the driver cannot give the host's memory to cards.
+        """
+        if card is not None:
+            self._check_card(card)
+        self._core.set_limit(card, nbytes)
 
     def close(self) -> None:
         """Give everything back. A closed pool hands out nothing more.

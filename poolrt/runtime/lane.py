@@ -12,11 +12,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from poolrt.runtime.caps import Caps
 from poolrt.runtime.crossing import Crossings
 from poolrt.runtime.merge_rule import carry_story
 from poolrt.runtime.random_state import CardSeeds
@@ -43,9 +45,11 @@ current = _Current()
 
 
 class Lane:
-    """The walk of micro-batch `index`. `devices` maps a card's index to torch's device."""
+    """The walk of micro-batch `index`. `devices` maps a card's index to torch's device; `caps` are logical cards'."""
 
-    def __init__(self, index: int, devices: Sequence[torch.device], seeds: CardSeeds | None) -> None:
+    def __init__(
+        self, index: int, devices: Sequence[torch.device], seeds: CardSeeds | None, caps: Caps | None = None
+    ) -> None:
         self.index = index
         self.crossings = Crossings()
         self.path: list[int] = []
@@ -54,6 +58,8 @@ class Lane:
         self._turnstile: Turnstile | None = None
         self._visits: Counter[int] = Counter()
         self._admission: Admission | None = None
+        self._caps = caps
+        self._memory = ExitStack()
 
     @property
     def card(self) -> int | None:
@@ -78,6 +84,7 @@ class Lane:
         except BaseException as error:
             if isinstance(error, torch.OutOfMemoryError):
                 error.card = self.card  # type: ignore[attr-defined]
+            self._memory.close()
             if self._seeds is not None and self._admission is not None:
                 self._seeds.leave(self._admission.card)  # or another lane would wait for it for ever
             raise
@@ -95,6 +102,8 @@ class Lane:
         device = self._devices[card]
         if device.type != "cpu":  # kernels of other libraries launch on the thread's current device
             torch.get_device_module(device).set_device(device)
+        if self._caps is not None:
+            self._memory.enter_context(self._caps.on(card))
         if self._seeds is not None:
             self._seeds.seed(card, ticket)
 
@@ -102,6 +111,7 @@ class Lane:
         """Give up the card held, if any."""
         if self._admission is not None and self._turnstile is not None:
             admission, self._admission = self._admission, None
+            self._memory.close()
             if self._seeds is not None:
                 self._seeds.leave(admission.card)
             self._turnstile.release(admission)

@@ -3,7 +3,9 @@
 torch's optimizers update one card after another. If memory ran out at the second card, the first one's parameters
 would already have changed; so before a step the memory it needs is asked for, and given back at once.
 
-Where the plan spills optimizer state, a step allocates from the pool.
+Where the plan spills optimizer state, a step allocates from the pool. Logical cards share a device, and an optimizer
+steps all of a device's parameters together: there it is made to step card by card, each with the others' gradients out
+of its sight, so that every card's state comes from its own share.
 """
 
 from __future__ import annotations
@@ -23,36 +25,43 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from poolrt.memory.extent import block_nbytes
 from poolrt.planning.optimizers import optimizer_cost
 from poolrt.runtime.memory_watch import granular
+from poolrt.runtime.place import Placement
 from poolrt.runtime.spill import Spill
 
 _pooled_parameters: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()  # by id
 _optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 _spills: weakref.WeakValueDictionary[int, Spill] = weakref.WeakValueDictionary()  # by id of the parameter
+_capped: weakref.WeakValueDictionary[int, Placement] = weakref.WeakValueDictionary()  # likewise, of logical cards
 _installed: list[Any] = []
 
 
-class _Spilling(threading.local):
-    """The pools that this thread's step allocates from."""
+class _Stepping(threading.local):
+    """This thread's step: the pools it allocates from, and the gradients that are out of its sight."""
 
     def __init__(self) -> None:
         self.scopes = ExitStack()
+        self.hidden: dict[nn.Parameter, Tensor] = {}
+        self.on_one_card = False
 
 
-_spilling = _Spilling()
+_stepping = _Stepping()
 
 
-def follow(parameters: Iterable[nn.Parameter], spill: Spill | None = None) -> None:
-    """From now on, optimizers that step these parameters are looked after.
+def follow(placement: Placement, spill: Spill | None = None) -> None:
+    """From now on, optimizers that step the parameters of this placement's model are looked after.
 
     Args:
-        parameters: of one pooled model.
+        placement: of one pooled model.
         spill: where their state goes, if the plan spills it.
     """
-    for parameter in parameters:
+    for parameter in placement.model.parameters():
         _pooled_parameters[id(parameter)] = parameter
         _spills.pop(id(parameter), None)
+        _capped.pop(id(parameter), None)
         if spill is not None:
             _spills[id(parameter)] = spill
+        if placement.caps is not None:
+            _capped[id(parameter)] = placement
     if not _installed:
         _installed.append(register_optimizer_step_pre_hook(_before_step))
         _installed.append(register_optimizer_step_post_hook(_after_step))
@@ -71,31 +80,78 @@ def state_nbytes(parameters: Iterator[nn.Parameter]) -> dict[torch.device, int]:
     return dict(totals)
 
 
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    leave_pools()
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not _stepping.on_one_card:
+        end_step()
     parameters = [p for group in optimizer.param_groups for p in group["params"] if _is_pooled(p)]
     if not parameters:
         return
     _optimizers.add(optimizer)
     spills = {spill for parameter in parameters if (spill := _spills.get(id(parameter))) is not None}
+    by_card = {} if _stepping.on_one_card or _has_closure(args, kwargs) else _by_logical_card(parameters)
     try:
-        for spill in spills:
-            _spilling.scopes.enter_context(spill.for_optimizer())
+        if not by_card and not _stepping.on_one_card:
+            for spill in spills:
+                _stepping.scopes.enter_context(spill.for_optimizer())
         for parameter in parameters:
             _bring_state(optimizer.state.get(parameter), parameter)
-        _reserve(optimizer, spills)
+        if by_card:
+            _step_by_card(optimizer, args, kwargs, by_card)
+        elif not _stepping.on_one_card:
+            _reserve(optimizer, spills)
     except BaseException:
-        leave_pools()
+        end_step()
         raise
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    leave_pools()
+    if not _stepping.on_one_card:
+        end_step()
 
 
-def leave_pools() -> None:
-    """Allocate as before the last step: torch tells nobody of a step that raised, so whoever comes next asks for it."""
-    _spilling.scopes.close()
+def end_step() -> None:
+    """Put everything as it is between steps: torch tells nobody of a step that raised, so whoever comes next asks."""
+    _stepping.scopes.close()
+    _stepping.on_one_card = False
+    for parameter, gradient in _stepping.hidden.items():
+        parameter.grad = gradient
+    _stepping.hidden = {}
+
+
+def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """A closure computes all gradients anew: such a step cannot be taken card by card."""
+    return kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
+
+
+_Shares = dict[tuple[Placement, int], list[nn.Parameter]]
+
+
+def _by_logical_card(parameters: Iterable[nn.Parameter]) -> _Shares:
+    shares: _Shares = defaultdict(list)
+    for parameter in parameters:
+        placement = _capped.get(id(parameter))
+        if placement is not None and parameter.grad is not None:
+            shares[placement, placement.home[id(parameter)]].append(parameter)
+    return shares
+
+
+def _step_by_card(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], shares: _Shares) -> None:
+    """Reserve on every card, then step each; the step that called finds no gradient of theirs."""
+    hidden = _stepping.hidden = {p: p.grad for share in shares.values() for p in share if p.grad is not None}
+    for parameter in hidden:
+        parameter.grad = None
+    _stepping.on_one_card = True
+    for reserving in (True, False):
+        for (placement, card), share in shares.items():
+            spill = _spills.get(id(share[0]))
+            spills = [spill] if spill is not None and card in spill.homes else []
+            for parameter in share:
+                parameter.grad = hidden[parameter]
+            with spills[0].pool.use(card) if spills else placement.on(card):
+                _reserve(optimizer, spills) if reserving else optimizer.step(*args[1:], **kwargs)
+            for parameter in share:
+                parameter.grad = None
+    _stepping.on_one_card = False
 
 
 def _is_pooled(parameter: nn.Parameter) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from poolrt.runtime.caps import Caps
 from poolrt.runtime.layers import Layer
 from poolrt.runtime.spill import Spill
 from poolrt.runtime.trees import map_tensors
@@ -34,8 +36,14 @@ class Placement:
     """The layers of `model` on their cards. A tied parameter lives with the first layer that uses it."""
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[Layer], card_of: Mapping[str, int], devices: Sequence[torch.device]
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        card_of: Mapping[str, int],
+        devices: Sequence[torch.device],
+        caps: Caps | None = None,
     ) -> None:
+        self.caps = caps
         self.model = model
         self.layers = tuple(layers)
         self.devices = tuple(devices)
@@ -71,17 +79,29 @@ class Placement:
                 if parameter is None or self.home.setdefault(id(parameter), card) != card:
                     continue
                 if rank is None:
-                    move_parameter(parameter, self.devices[card])
+                    self._move(parameter, card)
                 else:
                     spilled.setdefault(id(parameter), (rank, parameter, card))
             for holder, name, tensor in _held_tensors(module):
                 key = (id(tensor), self.devices[card])
                 if key not in moved:
-                    moved[key] = tensor.to(key[1]) if rank is None or spill is None else spill.copy(tensor, card)
+                    with self.on(card):
+                        moved[key] = tensor.to(key[1]) if rank is None or spill is None else spill.copy(tensor, card)
                 holder[name] = moved[key]
         for _rank, parameter, card in sorted(spilled.values(), key=lambda entry: entry[0]):
             assert spill is not None
             spill.take(parameter, card)
+
+    def on(self, card: int) -> AbstractContextManager[None]:
+        """Meanwhile this thread allocates for `card`."""
+        return nullcontext() if self.caps is None else self.caps.on(card)
+
+    def _move(self, parameter: nn.Parameter, card: int) -> None:
+        if self.caps is not None and parameter.device == self.devices[card]:
+            with torch.no_grad():  # perhaps in another card's share of the same device
+                parameter.data = parameter.data.cpu()
+        with self.on(card):
+            move_parameter(parameter, self.devices[card])
 
     def _in_layer_order(self) -> Iterator[tuple[nn.Module, int, str]]:
         """(module, card, name of the layer it is part of, "" if of none)."""

@@ -25,6 +25,7 @@ from poolrt.runtime import optimizer_state
 from poolrt.runtime.alias import Aliases
 from poolrt.runtime.assembly import Assembly
 from poolrt.runtime.batch_form import check_signature
+from poolrt.runtime.caps import caps_of
 from poolrt.runtime.decide import Options, checked, decide, layers_of
 from poolrt.runtime.disguise import MARK, disguise
 from poolrt.runtime.hooks import hook_layers
@@ -66,6 +67,7 @@ class Pooled:
         self._output_card: OutputCard = "last"
         self._weights_before = WeightsBefore(model)
         self._spill: Spill | None = None
+        self._caps = caps_of(topology)
 
     @property
     def model(self) -> nn.Module:
@@ -86,7 +88,7 @@ class Pooled:
             self.remove_hooks()
             self._weights_before.restore()
             raise
-        optimizer_state.follow(self.model.parameters(), self._spill)
+        optimizer_state.follow(self.placement, self._spill)
         self._install()
 
     def _place_first(self, call: Call | None) -> None:
@@ -117,7 +119,7 @@ class Pooled:
         if self.plan is not None and self.profile is not None:
             twin._adopt(self.plan, self.profile)
             twin.profile = self.profile
-        optimizer_state.follow(model.parameters(), twin._spill)
+        optimizer_state.follow(twin.placement, twin._spill)
         twin._install()
 
     def _forget_measurements(self) -> None:
@@ -184,8 +186,10 @@ class Pooled:
     def _adopt(self, plan: Plan, profile: Profile) -> None:
         """Place the layers as planned; the path of their calls gives the cards' orders."""
         self._spill = Spill(plan, self.topology) if plan.spills else None
+        if self._caps is not None:
+            self._caps.leave_room_for([card.pool_limit_bytes for card in plan.cards])
         self._place(plan.card_of())
-        optimizer_state.follow(self.model.parameters(), self._spill)
+        optimizer_state.follow(self.placement, self._spill)
         self.plan = plan
         self._orders = CardOrders(call_path(profile.calls, plan.card_of()))
         self._machine = Machine(self.placement, self._original, threads_per_lane(self.topology))
@@ -194,7 +198,7 @@ class Pooled:
     def _place(self, card_of: dict[str, int], *, or_not: bool = False) -> None:
         """Layers to cards. With `or_not` weights that do not fit stay behind: a plan will say what is missing."""
         self.remove_hooks()
-        self.placement = Placement(self.model, self.layers, card_of, self.devices)
+        self.placement = Placement(self.model, self.layers, card_of, self.devices, self._caps)
         try:
             self.placement.apply(self._spill)
         except torch.OutOfMemoryError:
@@ -220,7 +224,7 @@ class Pooled:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward on a whole batch, in lanes."""
         call = (args, kwargs)
-        optimizer_state.leave_pools()
+        optimizer_state.end_step()
         if self.profile is None:
             check_signature(self.model, call)
             with torch.inference_mode(False):  # parameters moved in it could never learn again

@@ -52,7 +52,7 @@ class Step:
         self._learning = torch.is_grad_enabled()
         self._aliases = Aliases(machine.placement, self._learning)
         self._seeds = seeds
-        self._lanes = [Lane(i, machine.devices, self._seeds) for i in range(len(parts))]
+        self._lanes = [Lane(i, machine.devices, self._seeds, machine.placement.caps) for i in range(len(parts))]
         self._rows: list[list[Tensor]] = []
         self._gathered: Gathered | None = None
         self.inputs: list[Tensor] = []
