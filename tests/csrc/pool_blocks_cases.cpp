@@ -69,7 +69,8 @@ CASE(a_cached_segment_serves_what_wastes_an_eighth_at_most) {
   EXPECT(pool->stats().fragmentation() > 0.4 && pool->stats().largest_free_nbytes == 36 * kMiB);
 }
 
-//     | 1024 | 512 | 512 | hole ... |    the middle goes, then the front, then the last: holes join, the segment is cached
+//     | 1024 | 512 | 512 | hole ... |    the middle goes, then the front, then the last: holes join, the segment is
+//     cached
 CASE(small_blocks_share_a_segment_and_holes_join) {
   const auto pool = open_pool({64 * kMiB});
   const Address a = grant(*pool, 1000, 0);
@@ -215,7 +216,8 @@ CASE(a_lowered_limit_takes_nothing_away) {
   close(*pool);
 }
 
-// Somebody else fills card 0 below the pool's limit: smaller bites, then the next tier; a cached segment gives way first.
+// Somebody else fills card 0 below the pool's limit: smaller bites, then the next tier; a cached segment gives way
+// first.
 CASE(a_card_that_others_use_gives_what_it_has) {
   configure({32 * kMiB, 32 * kMiB});
   const auto pool = open_pool(options_of({64 * kMiB, 64 * kMiB}));

@@ -15,7 +15,8 @@ inline constexpr std::size_t kGranule = 2 * kMiB;
 
 inline poolrt::PoolOptions options_of(const std::vector<std::size_t>& limits, std::size_t host_nbytes = 0) {
   poolrt::PoolOptions options;
-  for (std::size_t card = 0; card < limits.size(); ++card) options.cards.push_back({static_cast<int>(card), limits[card]});
+  for (std::size_t card = 0; card < limits.size(); ++card)
+    options.cards.push_back({static_cast<int>(card), limits[card]});
   options.host_limit_nbytes = host_nbytes;
   return options;
 }

@@ -76,14 +76,13 @@ void run_scenario(Owner& owner) {
     owner.allocate(9 * kMiB, 0);
     owner.allocate(14 * kMiB, 0);  // over the rim of card 0
     owner.free_oldest({{0, nullptr}});
-    owner.allocate(3 * kMiB, 1);
-    owner.move_newest(0);
+    owner.allocate(7 * kMiB, 1);
     owner.free_oldest({{0, nullptr}, {1, nullptr}});
     owner.allocate(18 * kMiB, 1);  // cached segments give way, the rest goes to the host
     owner.free_oldest();
     owner.allocate(600 * 1024, 1);
     owner.free_oldest({{1, nullptr}});
-    owner.move_newest(0);
+    if (round == 1) owner.move_newest(0);  // the only one, because copying takes time
     owner.trim();
     owner.allocate(5 * kMiB, 0);
     owner.free_all();

@@ -38,7 +38,7 @@ CASE(a_spilled_block_comes_home_when_there_is_room) {
   EXPECT(pool->stats().spilled_nbytes == 6 * kMiB);
   EXPECT_OK(pool->free(first));
   EXPECT(pool->move(block, 0) == poolrt::kSuccess && pool->stats().spilled_nbytes == 2 * kMiB);  // 10 + 2: the old
-  EXPECT(pool->move(block, 0) == poolrt::kSuccess && pool->stats().spilled_nbytes > 0);           // ones were in the way
+  EXPECT(pool->move(block, 0) == poolrt::kSuccess && pool->stats().spilled_nbytes > 0);          // ones were in the way
   EXPECT(holds(block, 12 * kMiB, 6) && wrong_with(*pool).empty());
   EXPECT_OK(pool->free(block));
 }

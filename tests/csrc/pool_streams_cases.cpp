@@ -1,4 +1,5 @@
-// Order: memory that a stream may still use is neither handed out nor unmapped. Held streams make a missing wait visible.
+// Order: memory that a stream may still use is neither handed out nor unmapped. Held streams make a missing wait
+// visible.
 #include <atomic>
 #include <chrono>
 #include <thread>

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 CASE_FILES = sorted(HERE.glob("pool_*_cases.cpp"))
 CASES = [case for file in CASE_FILES for case in re.findall(r"^CASE\((\w+)\)", file.read_text(), re.MULTILINE)]
+OF_ONE_THREAD = re.findall(r"^CASE\((\w+)\)", (HERE / "pool_faults_cases.cpp").read_text(), re.MULTILINE)
 SANITIZERS = {"address": "-fsanitize=address,undefined", "thread": "-fsanitize=thread"}
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -21,9 +22,11 @@ def program(request, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("pool") / request.param
     core = ("host_*.cpp", "vmm.cpp", "pool*.cpp", "torch_allocator.cpp")
     sources = [source for pattern in core for source in sorted((ROOT / "csrc").glob(pattern))]
-    flags = ["-std=c++17", "-O1", "-g", "-fno-sanitize-recover=all", "-pthread", f"-I{ROOT / 'csrc'}"]
-    files = [*map(str, (HERE / "cases_main.cpp", *CASE_FILES, *sources))]
-    subprocess.run(["g++", *flags, SANITIZERS[request.param], *files, "-o", str(target)], check=True)
+    unit = target.with_suffix(".cpp")  # compiled as one: reading the standard headers is most of the work
+    unit.write_text("".join(f'#include "{path}"\n' for path in (HERE / "cases_main.cpp", *sources, *CASE_FILES)))
+    flags = ["-std=c++17", "-O0", "-g1", "-fno-sanitize-recover=all", "-pthread"]
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
+    subprocess.run(["g++", *flags, SANITIZERS[request.param], *includes, str(unit), "-o", str(target)], check=True)
     return target
 
 
@@ -35,6 +38,8 @@ def test_every_case_is_run(program):
 
 @pytest.mark.parametrize("case", CASES)
 def test_case(program, case):
+    if program.name == "thread" and case in OF_ONE_THREAD:
+        pytest.skip("one thread alone")
     # setarch -R: the thread sanitizer of some compilers does not know the address layout of newer kernels.
     command = [str(program), case]
     if shutil.which("setarch") and subprocess.run(["setarch", "-R", "true"], capture_output=True).returncode == 0:
