@@ -77,6 +77,7 @@ bench: $(READY)
 	$(RUN) benchmarks/pooled_batch.py --quick --json build/bench/pooled_batch.json --png build/bench/pooled_batch.png
 	$(RUN) benchmarks/overlap.py --quick --json build/bench/overlap.json
 	$(RUN) benchmarks/one_card.py --quick --json build/bench/one_card.json
+	$(RUN) benchmarks/allocator.py --quick --json build/bench/allocator.json
 
 gpu-check: $(READY)
 	@mkdir -p build
