@@ -2,6 +2,9 @@
 
 from poolrt.api import discover, logical, plan, report, shard, verify, virtual
 from poolrt.errors import PoolrtError
+from poolrt.memory.dlpack import exported
+from poolrt.memory.extent import Extent, PoolStats
+from poolrt.memory.pool import Pool
 from poolrt.planning.plan import Plan
 from poolrt.reporting import Report
 from poolrt.runtime.out_of_memory import OutOfMemoryError
@@ -14,15 +17,19 @@ __version__ = "0.1.0"
 __all__ = [
     "Card",
     "Comparison",
+    "Extent",
     "Link",
     "OutOfMemoryError",
     "Plan",
+    "Pool",
+    "PoolStats",
     "PoolrtError",
     "Report",
     "SplitWarning",
     "Topology",
     "Verification",
     "discover",
+    "exported",
     "logical",
     "plan",
     "report",
