@@ -26,6 +26,7 @@ import poolrt._C as _C  # not `from poolrt`: that would close a circle of import
 from poolrt.errors import ConfigurationError, DriverError, PoolError
 from poolrt.memory.extent import Extent, PoolStats, TierStats, clipped
 from poolrt.memory.torch_hook import CudaHook, TorchHook, VirtualHook
+from poolrt.topology.route import reachable_peers
 from poolrt.topology.topology import Topology
 from poolrt.units import format_nbytes, parse_nbytes
 
@@ -63,7 +64,12 @@ class Pool:
         virtual = kinds == {"vcard"}
         driver = _C.host_driver() if virtual else _C.cuda_driver()
         ordinals = [device.index or 0 for device in self.devices]
-        self._core = _C.Pool(driver, list(zip(ordinals, sizes, strict=True)), host_limit_nbytes=_size(host_memory))
+        self._core = _C.Pool(
+            driver,
+            list(zip(ordinals, sizes, strict=True)),
+            host_limit_nbytes=_size(host_memory),
+            peers=[reachable_peers(topology, card) for card in range(len(topology))],
+        )
         self._hook: TorchHook = VirtualHook(self._core) if virtual else CudaHook(self._core, topology.cards)
         self._closed = False
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from poolrt.planning.pooled_bytes import Tiers
 from poolrt.topology.catalog import link_preset
-from poolrt.topology.route import route
+from poolrt.topology.route import reachable_peers, route
 from poolrt.topology.topology import Topology
 
 
 class Ways:
     """The ways of every card of a topology to what it spills.
-
-    A peer counts if a link stands between the two cards in both directions, or if they share a device. Through the
-    host there is no use in a peer: the host itself is nearer.
 
     A topology states links between cards. The fastest HOST link of a card passes the host's memory, so it says how fast
     the card reaches that; a card without one is taken to have the catalogue's: "memory" for a virtual card, "host" for
@@ -22,8 +19,8 @@ class Ways:
     def __init__(self, topology: Topology) -> None:
         cards = range(len(topology.cards))
         self._routes = {(a, b): route(topology, a, b) for a in cards for b in cards}
-        self.peers = [self._peers(card, len(cards)) for card in cards]
-        """for each card, its peers, nearest first: by bandwidth, then by index"""
+        self.peers = [reachable_peers(topology, card) for card in cards]
+        """for each card, its peers, nearest first"""
         self.host_bytes_per_s = [_host_bytes_per_s(topology, card) for card in cards]
         """for each card, what it reads from the host, or writes to it"""
 
@@ -44,13 +41,6 @@ class Ways:
         """Seconds in which `card` writes once what of these bytes is elsewhere."""
         peers_s = sum(peer.nbytes / self._routes[card, peer.card].bytes_per_s for peer in tiers.peers)
         return peers_s + tiers.host / self.host_bytes_per_s[card]
-
-    def _peers(self, card: int, cards: int) -> list[int]:
-        def joined(peer: int) -> bool:
-            return all(self._routes[pair].kind != "HOST" for pair in ((card, peer), (peer, card)))
-
-        peers = [peer for peer in range(cards) if peer != card and joined(peer)]
-        return sorted(peers, key=lambda peer: (-self._routes[peer, card].bytes_per_s, peer))
 
 
 def _host_bytes_per_s(topology: Topology, card: int) -> float:

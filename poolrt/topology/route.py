@@ -48,5 +48,19 @@ def route(topology: Topology, source: int, target: int) -> Route:
     return Route(source=source, target=target, kind=kind, bytes_per_s=link.bytes_per_s, latency_s=link.latency_s)
 
 
+def reachable_peers(topology: Topology, card: int) -> list[int]:
+    """The cards whose memory `card` can use as if it were its own, nearest first: by bandwidth, then by index.
+
+    A link stands between the two in both directions, or they share a device. Through the host there is no use in a
+    peer: the host itself is nearer.
+    """
+
+    def joined(peer: int) -> bool:
+        return all(route(topology, *pair).kind != "HOST" for pair in ((card, peer), (peer, card)))
+
+    peers = [peer for peer in range(len(topology)) if peer != card and joined(peer)]
+    return sorted(peers, key=lambda peer: (-route(topology, peer, card).bytes_per_s, peer))
+
+
 def _through_host(source: int, target: int) -> Link:
     return link_preset("host").link(source, target)

@@ -303,3 +303,18 @@ def test_cards_that_do_not_reach_each_other_share_no_tensor():
         with pytest.raises(torch.OutOfMemoryError, match="out of reach"):
             pool.empty(4 * MIB, dtype=torch.uint8)
         del t
+
+
+def test_the_nearest_peer_is_asked_first():
+    """Card 2 is joined to card 0 by the faster link."""
+    cards = poolrt.virtual(cards=3, memory="4MiB").cards
+    ends = {(0, 1): 10e9, (0, 2): 50e9}
+    links = [
+        poolrt.Link(source=a, target=b, kind="PCIE", relation="PHB", bytes_per_s=speed, latency_s=0.0)
+        for pair, speed in ends.items()
+        for a, b in (pair, pair[::-1])
+    ]
+    with Pool(poolrt.Topology(cards=cards, links=tuple(links))) as pool:
+        t = pool.empty(10 * MIB, dtype=torch.uint8)
+        assert pool.extents(t) == [Extent(0, 4 * MIB), Extent(2, 4 * MIB), Extent(1, 2 * MIB)]
+        del t

@@ -3,8 +3,8 @@ import pytest
 from poolrt.errors import ConfigurationError
 from poolrt.topology.build import logical_topology, virtual_topology
 from poolrt.topology.catalog import link_preset
-from poolrt.topology.route import route
-from poolrt.topology.topology import Topology
+from poolrt.topology.route import reachable_peers, route
+from poolrt.topology.topology import Link, Topology
 
 
 @pytest.mark.parametrize(("link", "kind"), [("nvlink3x4", "P2P"), ("pcie4x16", "P2P"), ("host", "HOST"), (None, "P2P")])
@@ -37,3 +37,22 @@ def test_a_copy_takes_latency_and_bandwidth():
 def test_cards_that_are_not_there_have_no_route(pair):
     with pytest.raises(ConfigurationError):
         route(virtual_topology([1, 1]), *pair)
+
+
+def test_peers_are_those_joined_both_ways_the_nearest_first():
+    """0 === 1 (NVLink), 0 --- 2 (PCIe), 0 ... 3 (through the host), 4 -> 0 in one direction only."""
+
+    def links(kind: str, pairs: list[tuple[int, int]], speed: float) -> list[Link]:
+        return [Link(source=a, target=b, kind=kind, relation="SYS", bytes_per_s=speed, latency_s=0.0) for a, b in pairs]
+
+    cards = virtual_topology([1] * 5).cards
+    stated = [
+        *links("PCIE", [(0, 2), (2, 0)], 20e9),
+        *links("NVLINK", [(0, 1), (1, 0)], 50e9),
+        *links("HOST", [(0, 3), (3, 0)], 90e9),
+        *links("NVLINK", [(4, 0)], 50e9),
+    ]
+    topology = Topology(cards=cards, links=tuple(stated))
+    assert reachable_peers(topology, 0) == [1, 2]
+    assert reachable_peers(topology, 3) == []
+    assert reachable_peers(logical_topology("cuda:0", [1, 1, 1]), 1) == [0, 2]
