@@ -12,6 +12,7 @@ main thread does something to the pool they share.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import random
 import threading
 import time
@@ -206,7 +207,7 @@ class PoolMachine(RuleBasedStateMachine):
         blocks = sorted((block for owner in self.owners for block in owner.blocks), key=lambda block: block.address)
         assert [(block.address, block.nbytes) for block in blocks] == [block[:2] for block in self.pool.live()]
         assert all(block.is_intact() for block in blocks)
-        assert all(a.address + a.nbytes <= b.address for a, b in zip(blocks, blocks[1:], strict=False))
+        assert all(a.address + a.nbytes <= b.address for a, b in itertools.pairwise(blocks))
 
     def teardown(self) -> None:
         self.driver.clear_fault()
