@@ -26,8 +26,8 @@ from poolrt.planning.profile import Profile
 from poolrt.runtime.layers import find_layers
 from poolrt.runtime.measure import measure
 
-PROBED_BATCH = 4
-"""samples the planner sees before it predicts for any other number"""
+PROBED_BATCH = 16
+"""samples the planner sees before it predicts for any other number: of fewer, rounding to whole blocks is a larger part"""
 
 Batch = dict[str, torch.Tensor]
 
