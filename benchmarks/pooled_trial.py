@@ -27,7 +27,7 @@ from poolrt.runtime.layers import find_layers
 from poolrt.runtime.measure import measure
 
 PROBED_BATCH = 16
-"""samples the planner sees before it predicts for any other number: of fewer, rounding to whole blocks is a larger part"""
+"""samples the planner sees before it predicts for any other number: with fewer, rounding would be a larger part"""
 
 Batch = dict[str, torch.Tensor]
 
