@@ -1,9 +1,11 @@
 """Builds `poolrt._C` with plain g++ (no torch and no CUDA) and ships the sources that are compiled at first use."""
 
+import importlib.util
+import os
 from pathlib import Path
+from typing import Any
 
-from pybind11.setup_helpers import Pybind11Extension
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 CORE_SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp") if not path.name.startswith("vcard_"))
@@ -29,16 +31,24 @@ class BuildPyWithSources(build_py):
                 self.copy_file(str(source), str(target))
 
 
+def core_extension(**options: Any) -> Extension:
+    """`poolrt._C`. Where pybind11 is not installed, the headers that torch ships are taken (`make VENV=none`)."""
+    flags = ["-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    try:
+        from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
+    except ImportError:
+        torch = importlib.util.find_spec("torch")
+        if torch is None or not torch.submodule_search_locations:
+            raise
+        include = Path(torch.submodule_search_locations[0]) / "include"
+        return Extension(include_dirs=[str(include)], extra_compile_args=["-std=c++17", *flags], **options)
+    ParallelCompile(default=os.cpu_count()).install()
+    return Pybind11Extension(cxx_std=17, extra_compile_args=flags, **options)
+
+
 setup(
     cmdclass={"build_py": BuildPyWithSources},
     ext_modules=[
-        Pybind11Extension(
-            "poolrt._C",
-            CORE_SOURCES,
-            depends=CORE_HEADERS,
-            cxx_std=17,
-            extra_compile_args=["-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"],
-            libraries=["dl"],
-        )
+        core_extension(name="poolrt._C", sources=CORE_SOURCES, depends=CORE_HEADERS, libraries=["dl"], language="c++")
     ],
 )
