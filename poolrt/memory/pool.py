@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -72,6 +73,7 @@ class Pool:
         )
         self._hook: TorchHook = VirtualHook(self._core) if virtual else CudaHook(self._core, topology.cards)
         self._closed = False
+        weakref.finalize(self, self._hook.close).atexit = False  # tensors may outlive the pool; what torch keeps not
 
     # ---- tensors
 
