@@ -16,6 +16,7 @@ Every contender has a process of its own; they take turns within a round.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,7 @@ TABLE_WIDTH = 160
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints the tables and writes the JSON."""
     options = _parse(arguments)
+    load = os.getloadavg()[0]
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
     cpp = summed_up(measure_cpp(options.sizes, rounds=options.rounds, pairs=options.pairs, cuda=options.cuda), "malloc")
     console.print(latency_table("From C++", cpp))
@@ -57,7 +59,13 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(replay_table(trace, replays))
     for name, reason in missing.items():
         console.print(f"not here: {name}: {reason}", markup=False)
-    results = {"settings": _settings(options, shape, trace), "cpp": cpp, "python": python, "replay": replays}
+    results = {
+        "settings": _settings(options, shape, trace),
+        "load_at_start": load,
+        "cpp": cpp,
+        "python": python,
+        "replay": replays,
+    }
     write_json(options.json, "allocator", {**results, "missing": missing})
 
 
