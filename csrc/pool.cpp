@@ -113,7 +113,7 @@ Block* Pool::reuse(const Request& want, std::size_t home_room) {
 }
 
 Block* Pool::carve(Segment& segment, const Request& want) {
-  Block* block = whole_block(segment);
+  Block* block = holes_.whole(segment);
   if (want.shares) holes_.cut(block, want.block_nbytes);
   return block;
 }
@@ -123,7 +123,13 @@ void Pool::hand_out(Block& block, std::size_t requested_nbytes, int device) {
   block.owners = 1;
   block.requested_nbytes = requested_nbytes;
   block.device = device;
-  live_.emplace(block.address, &block);
+  if (spare_live_.empty()) {
+    live_.emplace(block.address, &block);
+  } else {
+    spare_live_.key() = block.address;
+    spare_live_.mapped() = &block;
+    live_.insert(std::move(spare_live_));
+  }
   live_nbytes_ += block.nbytes;
   peak_live_nbytes_ = std::max(peak_live_nbytes_, live_nbytes_);
   requested_nbytes_ += requested_nbytes;
@@ -175,7 +181,7 @@ int Pool::free(Address address, const std::vector<StreamUse>& uses) {
 }
 
 void Pool::finish(Block* block) {
-  live_.erase(block->address);
+  spare_live_ = live_.extract(block->address);
   live_nbytes_ -= block->nbytes;
   requested_nbytes_ -= block->requested_nbytes;
   spilled_nbytes_ -= block->far_nbytes();

@@ -174,6 +174,7 @@ class Pool {
   Deferred deferred_;
   Segments condemned_;
   std::unordered_map<Address, Block*> live_;
+  std::unordered_map<Address, Block*>::node_type spare_live_;
   std::size_t leaving_nbytes_ = 0;  // in neither of the above, still mapped
   int leaving_count_ = 0;
 

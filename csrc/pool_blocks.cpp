@@ -26,8 +26,14 @@ std::size_t Block::far_nbytes() const {
   return sum;
 }
 
-Block* whole_block(Segment& segment) {
-  segment.first = new Block(&segment, segment.address(), segment.nbytes());
+Block* Holes::whole(Segment& segment) {
+  const Block fresh(&segment, segment.address(), segment.nbytes());
+  if (spare_ == nullptr) {
+    segment.first = new Block(fresh);
+  } else {
+    *spare_ = fresh;
+    segment.first = spare_.release();
+  }
   return segment.first;
 }
 
@@ -56,7 +62,7 @@ bool Holes::give_back(Block* block) {
     return false;
   }
   block->segment->first = nullptr;
-  delete block;
+  spare_.reset(block);
   return true;
 }
 

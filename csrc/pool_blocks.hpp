@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <set>
 #include <vector>
 
@@ -50,12 +51,12 @@ struct Block {
   std::size_t far_nbytes() const;  // not on its home
 };
 
-// A block that spans the segment.
-Block* whole_block(Segment& segment);
-
-// Owns no block: every segment leads to its own.
+// Owns no block but a spare one: every segment leads to its own.
 class Holes {
  public:
+  // A block that spans the segment.
+  Block* whole(Segment& segment);
+
   // A block of exactly `nbytes` cut from the smallest hole that holds it, or null. Segments that lie wholly on their
   // home are preferred; others serve only if `far_too`.
   Block* take(int home, std::size_t nbytes, bool far_too);
@@ -90,6 +91,7 @@ class Holes {
 
   std::set<Key> holes_;
   std::size_t nbytes_ = 0;
+  std::unique_ptr<Block> spare_;  // of the last segment that came back whole
 };
 
 }  // namespace poolrt

@@ -1,27 +1,39 @@
 #include "pool_cache.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace poolrt {
 
-void SegmentCache::insert(Segment* segment) {
-  segment->in_age = by_age_.insert(by_age_.end(), segment);
-  index(segment);
-}
+void SegmentCache::insert(Segment* segment) { insert_at(by_age_.end(), segment); }
+void SegmentCache::insert_as_oldest(Segment* segment) { insert_at(by_age_.begin(), segment); }
 
-void SegmentCache::insert_as_oldest(Segment* segment) {
-  segment->in_age = by_age_.insert(by_age_.begin(), segment);
-  index(segment);
-}
-
-void SegmentCache::index(Segment* segment) {
-  segment->in_index = by_size_.emplace(std::make_pair(segment->home(), segment->nbytes()), segment);
+void SegmentCache::insert_at(std::list<Segment*>::iterator place, Segment* segment) {
+  if (spare_ages_.empty()) {
+    segment->in_age = by_age_.insert(place, segment);
+  } else {
+    segment->in_age = spare_ages_.begin();
+    *segment->in_age = segment;
+    by_age_.splice(place, spare_ages_, segment->in_age);
+  }
+  const std::pair<int, std::size_t> key(segment->home(), segment->nbytes());
+  if (spare_index_.empty()) {
+    segment->in_index = by_size_.emplace(key, segment);
+  } else {
+    spare_index_.key() = key;
+    spare_index_.mapped() = segment;
+    segment->in_index = by_size_.insert(std::move(spare_index_));
+  }
   nbytes_ += segment->nbytes();
 }
 
 void SegmentCache::erase(Segment* segment) {
-  by_size_.erase(segment->in_index);
-  by_age_.erase(segment->in_age);
+  spare_index_ = by_size_.extract(segment->in_index);
+  if (spare_ages_.empty()) {
+    spare_ages_.splice(spare_ages_.begin(), by_age_, segment->in_age);
+  } else {
+    by_age_.erase(segment->in_age);
+  }
   nbytes_ -= segment->nbytes();
 }
 

@@ -30,10 +30,13 @@ class SegmentCache {
   std::size_t largest() const;
 
  private:
-  void index(Segment* segment);
+  void insert_at(std::list<Segment*>::iterator place, Segment* segment);
 
   SegmentIndex by_size_;
   std::list<Segment*> by_age_;  // the least recently used first
+  // One entry's nodes are kept, as a block that comes back is most often asked for next: a hit then allocates nothing.
+  SegmentIndex::node_type spare_index_;
+  std::list<Segment*> spare_ages_;
   std::size_t nbytes_ = 0;
 };
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import gc
 import math
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -106,8 +106,7 @@ class Pool:
         """A copy of `tensor` in the pool; it needs no gradient."""
         return self.empty(*tensor.shape, dtype=tensor.dtype, home=home).copy_(tensor.detach())
 
-    @contextmanager
-    def use(self, home: int | None = None) -> Iterator[None]:
+    def use(self, home: int | None = None) -> AbstractContextManager[None]:
         """What this thread allocates on the pool's cards meanwhile comes from the pool.
 
         Args:
@@ -121,8 +120,7 @@ class Pool:
             raise PoolError("the pool is closed; make a new one")
         if home is not None:
             self._check_card(home)
-        with self._hook.use(home):
-            yield
+        return self._hook.use(home)
 
     def extents(self, tensor: Tensor) -> list[Extent]:
         """Where the bytes of `tensor`'s storage lie, in the order of their addresses.

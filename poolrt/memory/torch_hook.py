@@ -38,17 +38,27 @@ class VirtualHook:
     def __init__(self, core: _C.Pool) -> None:
         self._core = core
 
-    @contextmanager
-    def use(self, home: int | None) -> Iterator[None]:
+    def use(self, home: int | None) -> AbstractContextManager[None]:
         """See TorchHook."""
-        token = _C.enter_pool(self._core, home)
-        try:
-            yield
-        finally:
-            _C.leave_pool(token)
+        return _Inside(self._core, home)
 
     def close(self) -> None:
         """Nothing is kept."""
+
+
+class _Inside:
+    """A class of its own: a generator would take as long as the allocation itself."""
+
+    __slots__ = ("_core", "_home", "_token")
+
+    def __init__(self, core: _C.Pool, home: int | None) -> None:
+        self._core, self._home = core, home
+
+    def __enter__(self) -> None:
+        self._token = _C.enter_pool(self._core, self._home)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        _C.leave_pool(self._token)
 
 
 class CudaHook:
