@@ -1,15 +1,15 @@
 """Recorded boxes: real machines written down in boxes/*.json, each with where its figures are from.
 
-    {
-      "card": "NVIDIA GeForce RTX 3090",        the same for all cards of the box
-      "memory_mib": 24576,                      as nvidia-smi prints it
-      "pcie": "4x16",                           generation and lanes of every slot
-      "peer_access": "nvlink",                  "all" pairs, those with "nvlink", or "none"
-      "measured_gigabytes_per_s": {"NV4": 51},  what one copy reached over such a relation, if anybody measured it
-      "numa_nodes": [0, 0],
-      "relations": ["X   NV4",                  as `nvidia-smi topo -m` prints them, network cards left out
-                    "NV4 X"]
-    }
+{
+  "card": "NVIDIA GeForce RTX 3090",        the same for all cards of the box
+  "memory_mib": 24576,                      as nvidia-smi prints it
+  "pcie": "4x16",                           generation and lanes of every slot
+  "peer_access": "nvlink",                  "all" pairs, those with "nvlink", or "none"
+  "measured_gigabytes_per_s": {"NV4": 51},  what one copy reached over such a relation, if anybody measured it
+  "numa_nodes": [0, 0],
+  "relations": ["X   NV4",                  as `nvidia-smi topo -m` prints them, network cards left out
+                "NV4 X"]
+}
 """
 
 from __future__ import annotations

@@ -140,6 +140,8 @@ class PairFacts:
     target: int
     relation: str | None = None
     """as `nvidia-smi topo -m` prints it: NV4, PIX, PXB, PHB, NODE, SYS"""
+    pcie_relation: str | None = None
+    """the relation over PCIe where NVLink hides it in `relation`"""
     nvlinks: int | None = None
     """active NVLinks that lead there, counted link by link"""
     peer_status: Mapping[str, str] = field(default_factory=dict)
@@ -179,8 +181,8 @@ class DriverFacts:
     nvlink_mode: str | None = None
     """FULL, or what a bandwidth setting left of it: OFF, MIN, HALF, 3QUARTER"""
     confidential_computing: bool | None = None
-    fabric_manager: str | None = None
-    """version of the NVIDIA fabric manager that runs; "stopped" if it is installed and does not run"""
+    fabric_manager: Literal["running", "stopped"] | None = None
+    """the NVIDIA fabric manager; None if it is not installed, or not seen from within a container"""
     parameters: Mapping[str, str] | None = None
     """of the kernel module, from /proc/driver/nvidia/params"""
     unified_memory_hmm: bool | None = None

@@ -30,17 +30,24 @@ def links_by_pair(
         Only pairs of cards with links that could be told; empty if addresses cannot be matched to cards.
     """
     linked = {card: list(ends) for card, ends in far_ends.items() if ends}
-    if len(linked) > 1 and len({frozenset(ends) for ends in linked.values()}) == 1:
+    if behind_switches(far_ends):
         return {(a, b): min(len(linked[a]), len(linked[b])) for a, b in permutations(linked, 2)}
-    card_at = {address: card for card, address in addresses.items() if address} or _in_order(linked)
+    card_at = {address: card for card, address in addresses.items() if address} or addresses_in_order(far_ends)
     counts = Counter(
         (card, card_at[end]) for card, ends in linked.items() for end in ends if end in card_at and card_at[end] != card
     )
     return dict(counts)
 
 
-def _in_order(linked: Mapping[int, Sequence[str]]) -> dict[str, int]:
+def behind_switches(far_ends: Mapping[int, Sequence[str]]) -> bool:
+    """Whether all cards that have links see the same far ends: those are switches."""
+    linked = [frozenset(ends) for ends in far_ends.values() if ends]
+    return len(linked) > 1 and len(set(linked)) == 1
+
+
+def addresses_in_order(far_ends: Mapping[int, Sequence[str]]) -> dict[str, int]:
     """Address -> card by their order; empty if their numbers differ or a card would be its own far end."""
+    linked = {card: ends for card, ends in far_ends.items() if ends}
     addresses = sorted({end for ends in linked.values() for end in ends})
     if len(addresses) != len(linked):
         return {}
