@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from poolrt.topology.facts import CardFacts, DriverFacts, Machine, NvlinkPort, PairFacts
-from poolrt.topology.pasted.far_ends import links_by_pair
+from poolrt.topology.facts import CardFacts, DriverFacts, Machine, NvlinkPort, PairFacts, RemoteKind
+from poolrt.topology.pasted.far_ends import addresses_in_order, behind_switches, links_by_pair
 from poolrt.topology.pasted.matrix import Row
 from poolrt.topology.pasted.nvlink import RemoteEnd
 from poolrt.topology.pasted.table import Versions
@@ -35,11 +35,26 @@ class CardDraft:
         if name and (self.name is None or self.name.endswith("...")):
             self.name = name
 
-    def facts(self, index: int) -> CardFacts:
-        """The card as a value."""
-        ports = tuple(self.ports[number] for number in sorted(self.ports)) or tuple(
-            NvlinkPort(index=end.index, active=True, remote_bus_id=end.bus_id) for end in self.remote_ends.values()
-        )
+    def far_ends(self) -> list[str]:
+        """The PCI address behind each active link, in the order of the links."""
+        return [self.remote_ends[number].bus_id for number in sorted(self.remote_ends)]
+
+    def joined_ports(self, remote: RemoteKind) -> tuple[NvlinkPort, ...]:
+        """The links with their far ends. `nvlink -R` numbers the active links only, `nvlink -s` all of them."""
+        ends = self.far_ends()
+        if not self.ports:
+            return tuple(
+                NvlinkPort(index=index, active=True, remote=remote, remote_bus_id=end) for index, end in enumerate(ends)
+            )
+        ports = [self.ports[number] for number in sorted(self.ports)]
+        if len(ends) != sum(port.active for port in ports):
+            return tuple(ports)
+        rest = iter(ends)
+        return tuple(replace(port, remote=remote, remote_bus_id=next(rest)) if port.active else port for port in ports)
+
+    def facts(self, index: int, remote: RemoteKind) -> CardFacts:
+        """The card as a value, whose links lead to `remote` where they were named."""
+        ports = self.joined_ports(remote)
         return CardFacts(
             index=index,
             name=self.name,
@@ -90,16 +105,16 @@ class Draft:
     def machine(self) -> Machine:
         """What the text tells, as a value."""
         indices = sorted(self.cards)
-        counted = (
-            links_by_pair(
-                {i: [end.bus_id for end in self.cards[i].remote_ends.values()] for i in indices},
-                {i: self.cards[i].bus_id for i in indices},
-            )
-            or self._links_of_single_partners()
-        )
+        far_ends = {index: self.cards[index].far_ends() for index in indices}
+        if not any(self.cards[index].bus_id for index in indices) and not behind_switches(far_ends):
+            for address, index in addresses_in_order(far_ends).items():
+                self.cards[index].bus_id = address
+        counted = links_by_pair(far_ends, {index: self.cards[index].bus_id for index in indices})
+        counted = counted or self._links_of_single_partners()
+        remote: RemoteKind = "SWITCH" if behind_switches(far_ends) else "GPU"
         pairs = sorted({*self.relations, *self.statuses, *counted})
         return Machine(
-            cards=tuple(self.cards[index].facts(index) for index in indices),
+            cards=tuple(self.cards[index].facts(index, remote) for index in indices),
             pairs=tuple(
                 PairFacts(
                     source=source,
