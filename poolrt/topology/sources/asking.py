@@ -18,11 +18,8 @@ class Asker:
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
-        self._codes = {
-            value: name.removeprefix("NVML_ERROR_")
-            for name, value in vars(nvml).items()
-            if name.startswith("NVML_ERROR_") and isinstance(value, int)
-        }
+        names = (name for name in dir(nvml) if name.startswith("NVML_ERROR_"))
+        self._codes = {getattr(nvml, name): name.removeprefix("NVML_ERROR_") for name in names}
         self.unseen: list[str] = []
 
     def __call__(self, function: str, *arguments: Any) -> Any:
