@@ -28,8 +28,7 @@ def cuda_card(index, uuid=None, bus_id=None, name="A"):
         ((cuda_card(0),), "0,1", {}),
         ((), "", {}),
     ],
-    ids=["uuid", "address", "unknown uuid", "numbers", "uuids in the variable", "order", "names differ", "counts differ",
-         "none"],
+    ids=["uuid", "address", "unknown uuid", "numbers", "uuids in the variable", "order", "names", "counts", "none"],
 )  # fmt: skip
 def test_cards_are_matched(cuda, visible, matched):
     assert match(NVML, cuda, visible) == matched
