@@ -15,7 +15,7 @@ from rich.text import Text
 
 from poolrt.cli.pasted import add_from_option, print_remarks, read_from
 from poolrt.cli.terminal import console
-from poolrt.topology.discover import Sources, read_machine
+from poolrt.topology.discover import Sources, read_everything
 from poolrt.topology.doctor.check import Check
 from poolrt.topology.doctor.examine import examine, exit_code
 from poolrt.topology.facts import Machine
@@ -41,7 +41,6 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         ConfigurationError: if the text cannot be read or tells of no card.
-        DriverError: if CUDA is there and fails.
     """
     reading = read_from(options.from_file) if options.from_file else None
     machine = reading.machine if reading else _this_machine()
@@ -86,7 +85,7 @@ def show(checks: Sequence[Check], machine: Machine, out: Console) -> None:
 
 
 def _this_machine() -> Machine:
-    machine = read_machine(Sources.of_this_machine(watch_s=_WATCH_S))
+    machine = read_everything(Sources.of_this_machine(watch_s=_WATCH_S))
     return replace(machine, driver=replace(machine.driver, toolkit_version=_toolkit_version()))
 
 

@@ -1,7 +1,9 @@
 """What is on this machine, asked of NVML, CUDA and the files of Linux. Nothing else here reads the machine.
 
-Sources.of_this_machine() -> read_machine(sources) -> discover_cuda(sources)
-  who answers                everything they say      CUDA's cards and their links
+Sources.of_this_machine()     who answers
+  read_machine(sources)       all cards, how they are joined, the driver
+    discover_cuda(sources)    those that CUDA shows, as a topology
+    read_everything(sources)  and the computer around them, for the doctor
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ def read_shown_machine(sources: Sources) -> Machine:
 
 
 def read_machine(sources: Sources) -> Machine:
-    """Everything that the sources say, joined. A source that is missing leaves its facts unseen.
+    """Cards, pairs and driver, joined from what the sources say. A source that is missing leaves its facts unseen.
 
     Raises:
         DriverError: if CUDA is there and fails.
@@ -94,17 +96,24 @@ def read_machine(sources: Sources) -> Machine:
     nvml = sources.nvml.read() if sources.nvml else Machine()
     cuda = read_cuda(sources.driver, sources.identity) if sources.driver else CudaReading(error=sources.driver_error)
     machine = join(nvml, cuda, sources.environment.get("CUDA_VISIBLE_DEVICES"))
-    return _with_files(machine, sources.files, sources.environment) if sources.files else machine
+    if sources.files is None:
+        return machine
+    cards = tuple(with_slot(sources.files, card) for card in machine.cards)
+    return replace(machine, cards=cards, pairs=_related(sources.files, cards, machine))
 
 
-def _with_files(machine: Machine, files: FileSource, environment: Mapping[str, str]) -> Machine:
-    cards = tuple(with_slot(files, card) for card in machine.cards)
+def read_everything(sources: Sources) -> Machine:
+    """As `read_machine`, and the computer around the cards. A CUDA that fails becomes a fact, not an error."""
+    try:
+        machine = read_machine(sources)
+    except DriverError as error:
+        machine = read_machine(replace(sources, driver=None, driver_error=getattr(error, "name", "UNKNOWN")))
+    if sources.files is None:
+        return machine
     return replace(
         machine,
-        cards=cards,
-        pairs=_related(files, cards, machine),
-        driver=_merged(machine.driver, read_modules(files)),
-        host=read_host(files, environment),
+        driver=_merged(machine.driver, read_modules(sources.files)),
+        host=read_host(sources.files, sources.environment),
     )
 
 

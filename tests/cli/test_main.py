@@ -35,9 +35,10 @@ def test_every_command_explains_itself(run, command):
     assert "usage: poolrt " + command.NAME in out
 
 
-@pytest.mark.parametrize(
-    "words", [(), ("nonsense",), ("topo", "--nonsense"), ("topo", "--box", "a", "--from", "b")], ids=str
-)
+REFUSED = [(), ("nonsense",), ("topo", "--nonsense"), ("topo", "--box", "a", "--from", "b")]
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=str)
 def test_other_words_are_refused(run, words):
     code, _, err = run(*words)
     assert code == 2
@@ -45,8 +46,8 @@ def test_other_words_are_refused(run, words):
 
 
 def test_the_package_runs_as_a_program():
-    done = subprocess.run([sys.executable, "-m", "poolrt", "topo", "--box", "2x-rtx4090"], capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    words = [sys.executable, "-m", "poolrt", "topo", "--box", "2x-rtx4090"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "PHB" in done.stdout
 

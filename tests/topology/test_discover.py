@@ -4,7 +4,7 @@ import pytest
 
 from poolrt.errors import ConfigurationError, DriverError
 from poolrt.topology.catalog import link_preset
-from poolrt.topology.discover import Sources, discover_cuda, read_machine
+from poolrt.topology.discover import Sources, discover_cuda, read_everything, read_machine
 from poolrt.topology.route import route
 from poolrt.topology.sources.files import SystemFiles
 from poolrt.topology.sources.nvml import Nvml
@@ -116,6 +116,23 @@ def test_a_driver_that_fails_later_is_not_hidden(fake_driver):
 
     with pytest.raises(DriverError):
         discover_cuda(Sources(driver=Failing()))
+
+
+def test_for_the_doctor_a_failing_driver_is_a_fact(fake_driver, fake_nvml, system):
+    class Failing(fake_driver):
+        def total_memory(self, card):
+            error = DriverError("launch failed")
+            error.name = "CUDA_ERROR_LAUNCH_FAILED"
+            raise error
+
+    root = system({"/sys/module/nvidia/version": "550.54.15\n", "/proc/cmdline": "quiet\n"})
+    machine = read_everything(
+        Sources(driver=Failing(), nvml=Nvml(fake_nvml()), files=SystemFiles(root), environment={"NCCL_DEBUG": "INFO"})
+    )
+    assert (len(machine.cards), machine.driver.cuda_error) == (4, "CUDA_ERROR_LAUNCH_FAILED")
+    # NVML's word about the version counts before the module's, which may have been replaced on disk since.
+    assert (machine.driver.version, machine.host.kernel_command_line) == ("550.54.14", "quiet")
+    assert machine.host.environment == {"NCCL_DEBUG": "INFO"}
 
 
 def test_cards_that_cuda_hides_are_still_on_the_machine(sources):

@@ -174,6 +174,7 @@ CASES = [
     ("driver-version", "fail", with_driver(healthy(), nvml_error="LIB_RM_VERSION_MISMATCH"), ()),
     ("driver-version", "fail", with_driver(healthy(), cuda_error="CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"), ()),
     ("driver-version", "fail", with_driver(healthy(), toolkit_version=(13, 0)), ()),
+    ("driver-version", "fail", with_driver(with_cards(healthy(), cuda_index=None), cuda_error="UNKNOWN"), ()),
     ("driver-version", "warn", with_driver(healthy(), version="545.23.08"), ()),
     ("driver-version", "unknown", with_driver(healthy(), version=None), ()),
     ("visible-devices", "warn", with_card(healthy(), 1, cuda_index=None), ()),

@@ -1,4 +1,5 @@
 import ast
+import ctypes
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,22 @@ def test_health_is_read(fake_nvml):
     assert card.health.recovery_action == "DRAIN_P2P"
     assert (card.mig, card.compute_mode, card.virtualization) == (True, "exclusive process", "passthrough")
     assert machine.driver.nvlink_mode == "HALF"
+
+
+class FabricInfo(ctypes.Structure):
+    _fields_ = (("status", ctypes.c_uint), ("state", ctypes.c_uint))
+
+
+@pytest.mark.parametrize(("state", "word"), enumerate(("NOT_SUPPORTED", "NOT_STARTED", "IN_PROGRESS", "COMPLETED")))
+def test_a_fabric_is_read_into_a_structure_of_ours(fake_nvml, state, word):
+    def fill(handle, pointer):
+        pointer._obj.state, pointer._obj.status = state, 5
+        return 0
+
+    library = fake_nvml(DeviceGetGpuFabricInfoV=fill)
+    assert read(library).cards[0].fabric is None  # a package that lacks the structure
+    library.c_nvmlGpuFabricInfoV_t = FabricInfo
+    assert (read(library).cards[0].fabric.state, read(library).cards[0].fabric.status) == (word, 5)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ def driver_fits(machine: Machine) -> Check:
         return fail(
             name, listed(mismatch), "restart after a driver update; if it stays, install one driver version only"
         )
+    if machine.cards and _cuda_is_silent(machine):
+        evidence = f"CUDA does not answer: {driver.cuda_error}"
+        return fail(name, evidence, "look at `nvidia-smi` and the kernel log, then restart")
     if driver.version is None:
         return unknown(name, "the version of the driver was not seen", "run `nvidia-smi`")
     if driver.version.startswith(_BROKEN_DRIVER):
@@ -208,6 +211,12 @@ def maps_pages(machine: Machine) -> Check:
     if all(card.mapped_memory is None for card in machine.cards):
         return unknown(name, "CUDA was not asked")
     return ok(name, "on all cards that CUDA shows")
+
+
+def _cuda_is_silent(machine: Machine) -> bool:
+    """Whether CUDA refuses itself; that it shows no card may be meant so by CUDA_VISIBLE_DEVICES."""
+    error = machine.driver.cuda_error
+    return error is not None and not error.endswith("NO_DEVICE") and all(x.cuda_index is None for x in machine.cards)
 
 
 def _dotted(version: tuple[int, int]) -> str:

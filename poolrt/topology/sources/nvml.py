@@ -115,7 +115,7 @@ def _bus_id(pci: Any) -> str | None:
 def _numa_node(ask: Asker, handle: Any) -> int | None:
     """The lowest NUMA node in the card's memory affinity (scope 0: nearest)."""
     words = ask("DeviceGetMemoryAffinity", handle, 16, 0)
-    bits = ctypes.sizeof(ctypes.c_ulong) * 8
+    bits = ctypes.sizeof(ctypes.c_ulonglong) * 8
     for position, word in enumerate(words or ()):
         if word:
             return position * bits + (word & -word).bit_length() - 1
