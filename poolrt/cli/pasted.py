@@ -9,6 +9,8 @@ from pathlib import Path
 from poolrt.errors import ConfigurationError
 from poolrt.topology.pasted.read import Reading, read_pasted
 
+_MOST_REMARKS = 20
+
 
 def add_from_option(parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup) -> None:
     """Declare `--from`, kept as `from_file`."""
@@ -36,9 +38,11 @@ def read_from(path: str) -> Reading:
 
 
 def print_remarks(reading: Reading) -> None:
-    """Name the lines that could not be used, on stderr."""
-    for remark in reading.remarks:
+    """Name the lines that could not be used, on stderr; of a long log the first ones."""
+    for remark in reading.remarks[:_MOST_REMARKS]:
         print(remark, file=sys.stderr)
+    if len(reading.remarks) > _MOST_REMARKS:
+        print(f"and {len(reading.remarks) - _MOST_REMARKS} more lines; --json names them all", file=sys.stderr)
 
 
 def _text(path: str) -> str:

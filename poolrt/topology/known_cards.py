@@ -69,7 +69,7 @@ KNOWN_CARDS = (
     _card(rf"{_GEFORCE} 40\d0", "Ada", None, 0, 4, _NO_NVLINK + _REFUSED, peer=False),
     _card(rf"{_GEFORCE} 50\d0", "Blackwell", None, 0, 5, _NO_NVLINK + _REFUSED, peer=False),
     _card(r"RTX 6000 Ada|RTX [45]\d00 Ada|\bL4\b|\bL40S?\b", "Ada", None, 0, 4, _NO_NVLINK),
-    _card(r"\bA10\b|\bA16\b|\bA2\b", "Ampere", None, 0, 4, _NO_NVLINK),
+    _card(r"RTX A[24]000|\bA10\b|\bA16\b|\bA2\b", "Ampere", None, 0, 4, _NO_NVLINK),
 )  # fmt: skip
 
 

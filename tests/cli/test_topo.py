@@ -60,6 +60,14 @@ def test_pasted_text_is_shown_and_its_odd_lines_named(run, pasted):
     assert err.strip() == "line 5: not understood: 'what is this line?'"
 
 
+def test_of_a_long_log_the_first_odd_lines_are_named(run, run_json, pasted):
+    Path(pasted).write_text(Path(pasted).read_text() + "odd\n" * 100)
+    err = run("topo", "--from", pasted)[2].splitlines()
+    assert len(err) == 21
+    assert err[-1].startswith("and 81 more lines")
+    assert len(run_json("topo", "--from", pasted)[1]["not_understood"]) == 101
+
+
 def test_pasted_text_as_json(run_json, pasted):
     code, body = run_json("topo", "--from", pasted)
     assert code == 0

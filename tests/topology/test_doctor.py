@@ -299,6 +299,23 @@ def test_a_missing_bridge_of_several_is_told_from_a_dead_link():
     assert (found.verdict, "inactive are 10, 11" in found.evidence) == ("fail", True)
 
 
+def test_a_third_card_beside_a_bridged_pair_is_not_missing_from_a_fabric():
+    text = "\tGPU0\tGPU1\tGPU2\nGPU0 X NV4 NODE\nGPU1 NV4 X NODE\nGPU2 NODE NODE X\n"
+    assert verdicts(read_pasted(text).machine)["nvlink-fabric-complete"].verdict == "ok"
+    lost = "\tGPU0\tGPU1\tGPU2\tGPU3\nGPU0 X NV6 NV6 NODE\nGPU1 NV6 X NV6 NODE\nGPU2 NV6 NV6 X NODE\n"
+    assert verdicts(read_pasted(lost).machine)["nvlink-fabric-complete"].verdict == "fail"
+
+
+def test_a_card_with_fewer_links_than_the_others_shows_in_the_matrix():
+    """What `topo -m` printed for one card with two dead links."""
+    rows = ["X NV18 NV16 NV18", "NV18 X NV16 NV18", "NV16 NV16 X NV16", "NV18 NV18 NV16 X"]
+    text = "\tGPU0\tGPU1\tGPU2\tGPU3\n" + "".join(f"GPU{n} {row}\n" for n, row in enumerate(rows))
+    found = verdicts(read_pasted(text).machine)["nvlink-fabric-complete"]
+    assert (found.verdict, found.evidence) == ("fail", "card 2: NV16, others NV18")
+    uneven_by_design = read_pasted((RECORDED / "dgx1_8x_v100_sxm2.txt").read_text()).machine
+    assert verdicts(uneven_by_design)["nvlink-fabric-complete"].verdict == "ok"
+
+
 @pytest.mark.parametrize(
     ("machine", "verdict"),
     [

@@ -111,7 +111,9 @@ class FabricInfo(ctypes.Structure):
     _fields_ = (("status", ctypes.c_uint), ("state", ctypes.c_uint))
 
 
-@pytest.mark.parametrize(("state", "word"), enumerate(("NOT_SUPPORTED", "NOT_STARTED", "IN_PROGRESS", "COMPLETED")))
+@pytest.mark.parametrize(
+    ("state", "word"), list(enumerate(["NOT_SUPPORTED", "NOT_STARTED", "IN_PROGRESS", "COMPLETED"]))
+)
 def test_a_fabric_is_read_into_a_structure_of_ours(fake_nvml, state, word):
     def fill(handle, pointer):
         pointer._obj.state, pointer._obj.status = state, 5

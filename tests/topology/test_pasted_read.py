@@ -107,6 +107,32 @@ def test_far_ends_that_all_cards_share_are_switches():
     assert {port.remote for card in machine.cards for port in card.nvlinks} == {"SWITCH"}
 
 
+def test_the_three_answers_about_links():
+    text = (
+        "GPU 0: NVIDIA RTX A4000 (UUID: GPU-a)\nDevice does not have or support Nvlink\n"
+        "GPU 1: Quadro RTX 6000 (UUID: GPU-b)\nNVML: Unable to retrieve Nvlink information as all links are inActive\n"
+        "GPU 2: NVIDIA A100-SXM4-40GB (UUID: GPU-c)\n\t Link 0: 25 GB/s\n\t Link 1: <inactive>\nGPU 3: NVIDIA L4\n"
+    )
+    reading = read_pasted(text)
+    assert reading.remarks == ()
+    assert [card.active_links for card in reading.machine.cards] == [0, 0, 1, None]
+
+
+def test_far_ends_in_the_short_form():
+    text = "".join(
+        f"GPU {n}: A\n\tLink 0: 00000000:{2 - n}1:00.0\n\tLink 1: 00000000:{2 - n}1:00.0\n" for n in range(2)
+    )
+    assert machine_of(text).pair(0, 1).nvlinks == 2
+
+
+def test_a_command_about_one_card_names_it():
+    reading = read_pasted(
+        "$ nvidia-smi nvlink --status -i 3\nNVML: Unable to retrieve NVLink information as all links are inActive"
+    )
+    assert reading.remarks == ()
+    assert [(card.index, card.nvlinks) for card in reading.machine.cards] == [(3, ())]
+
+
 def test_colours_prompts_comments_and_fences_do_not_disturb():
     text = (
         "```\n\x1b]0;title\x07\x1b[1m(base) me@box:~$ nvidia-smi topo -m\x1b[0m\r\n"

@@ -95,7 +95,7 @@ def links_enabled(machine: Machine) -> Check:
 
 
 def cards_in_fabric(machine: Machine) -> Check:
-    """Number 10: one card out of a fabric that all others are in."""
+    """Number 10: one card out of a fabric that all others are in, or in it with fewer links."""
     name = "nvlink-fabric-complete"
     if len(machine.cards) < 3:
         return ok(name, "fewer than three cards make no fabric")
@@ -103,12 +103,16 @@ def cards_in_fabric(machine: Machine) -> Check:
     without = [card for card in machine.cards if linked[card.index] is False]
     if None in linked.values():
         return unknown(name, "the links of some cards were not seen", "run `nvidia-smi topo -m`")
-    if without and len(without) < len(machine.cards) / 2:
+    others = [card for card in machine.cards if linked[card.index]]
+    if without and len(without) < len(others) and all(_in_fabric(machine, card) for card in others):
         return fail(
             name,
             f"{listed(label(card) for card in without)}: no NVLink, while the other cards have theirs",
             "drain the machine and reset the card (`nvidia-smi --gpu-reset -i N`); if it stays away, have it replaced",
         )
+    short = _cards_with_fewer_links(machine)
+    if short:
+        return fail(name, listed(short), "drain the machine and reset the card; if it stays short of links, replace it")
     return ok(name, "no card stands alone among linked ones")
 
 
@@ -154,6 +158,25 @@ def links_used(machine: Machine) -> Check:
     if not proven:
         return unknown(name, "no copy was watched", "this check needs a copy between the cards, which was not made")
     return ok(name, f"{len(proven)} watched copies went over NVLink")
+
+
+def _in_fabric(machine: Machine, card: CardFacts) -> bool:
+    """Whether a card's links are more than a bridge to one neighbour."""
+    known = known_card(card.name)
+    partners = sum(pair.source == card.index and nvlink_count(pair) > 0 for pair in machine.pairs)
+    return partners > 1 or (partners == 0 and known is not None and not known.by_bridge)
+
+
+def _cards_with_fewer_links(machine: Machine) -> list[str]:
+    """Cards whose best link to any other card is thinner than the best of all: one dead link shows in every pair."""
+    best = {
+        card.index: max((nvlink_count(pair) for pair in machine.pairs if pair.source == card.index), default=0)
+        for card in machine.cards
+    }
+    most = max(best.values())
+    return [
+        f"{label(card)}: NV{best[card.index]}, others NV{most}" for card in machine.cards if 0 < best[card.index] < most
+    ]
 
 
 def _links_of(name: str, card: CardFacts) -> Check | None:

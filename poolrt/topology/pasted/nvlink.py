@@ -1,4 +1,4 @@
-"""`nvidia-smi nvlink -s` (state and rate of each link) and `-R` (what is at its far end).
+"""`nvidia-smi nvlink -s` (state and rate of each link), `-R` and `-p` (what is at its far end).
 
 GPU 0: NVIDIA H100 PCIe (UUID: GPU-6968dfc2-...)      read by card_list.py
      Link 0: 26.562 GB/s                              -s: active
@@ -16,8 +16,8 @@ from poolrt.topology.facts import NvlinkPort
 _LINK = r"\s*Link\s+(?P<index>\d{1,2})\s*:\s*"
 _RATE = re.compile(_LINK + r"(?P<rate>\d+(?:\.\d+)?)\s*GB/s")
 _INACTIVE = re.compile(_LINK + r"<?\s*inactive\s*>?", re.IGNORECASE)
-_REMOTE = re.compile(_LINK + r"Remote Device\s+(?P<bus_id>[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.\d)\b.*")
-_NONE_ACTIVE = re.compile(r".*all links are inactive.*", re.IGNORECASE)
+_REMOTE = re.compile(_LINK + r"(?:Remote Device\s+)?(?P<bus_id>[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.\d)\b.*")
+_NONE_ACTIVE = re.compile(r".*(?:all links are inactive|does not have or support nvlink).*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +40,13 @@ def read_link_state(text: str) -> NvlinkPort | None:
 
 
 def read_remote_end(text: str) -> RemoteEnd | None:
-    """A link's line of `nvlink -R`; None if it is none."""
+    """A link's line of `nvlink -R` or `-p`; None if it is none."""
     match = _REMOTE.fullmatch(text)
     return RemoteEnd(index=int(match["index"]), bus_id=sysfs_bus_id(match["bus_id"])) if match else None
 
 
 def says_none_active(text: str) -> bool:
-    """Whether a line is the complaint that all links of a card are inactive."""
+    """Whether a line is the complaint that all links of a card are inactive, or that it has none."""
     return bool(_NONE_ACTIVE.fullmatch(text))
 
 

@@ -84,7 +84,8 @@ class _Reader:
         command = read_command(line.text)
         if command is None:
             return False
-        self.capabilities, self.header, self.current = command.capabilities, None, None
+        self.capabilities, self.header = command.capabilities, None
+        self.current = None if command.card is None else self.draft.card(command.card)
         return True
 
     def _take_header(self, line: Line) -> bool:
