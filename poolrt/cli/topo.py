@@ -18,12 +18,12 @@ from poolrt.cli.pasted import add_from_option, print_remarks, read_from
 from poolrt.cli.plot import save_picture
 from poolrt.cli.terminal import console
 from poolrt.errors import ConfigurationError
-from poolrt.topology.assemble import assemble, pair_preset
+from poolrt.topology.assemble import assemble, nvlink_count, pair_preset
 from poolrt.topology.box import box_names, load_box
 from poolrt.topology.build import logical_topology, virtual_topology
 from poolrt.topology.catalog import LinkPreset
 from poolrt.topology.discover import Sources, read_shown_machine
-from poolrt.topology.facts import Machine
+from poolrt.topology.facts import Machine, PairFacts
 from poolrt.topology.pasted.read import Remark
 from poolrt.topology.request import CudaRequest, LogicalRequest, VirtualRequest, parse_cards
 from poolrt.topology.topology import Topology
@@ -50,12 +50,11 @@ class View:
             return None
         return pair_preset(self.machine, self.machine.cards[source], self.machine.cards[target])
 
-    def measured(self, source: int, target: int) -> float | None:
-        """Bytes per second that a copy reached; None if none was measured."""
+    def pair(self, source: int, target: int) -> PairFacts:
+        """What was seen of the way between two cards; nothing of cards that are made."""
         if self.machine is None:
-            return None
-        ends = self.machine.cards[source].index, self.machine.cards[target].index
-        return self.machine.pair(*ends).measured_bytes_per_s
+            return PairFacts(source=source, target=target)
+        return self.machine.pair(self.machine.cards[source].index, self.machine.cards[target].index)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -90,8 +89,10 @@ def to_dict(view: View) -> dict[str, Any]:
     for link in body["links"]:
         preset = view.preset(link["source"], link["target"])
         link["nominal_bytes_per_s"] = preset.nominal_bytes_per_s if preset else None
-        link["measured_bytes_per_s"] = view.measured(link["source"], link["target"])
         link["wire"] = preset.name if preset else None
+        pair = view.pair(link["source"], link["target"])
+        link |= {"measured_bytes_per_s": pair.measured_bytes_per_s, "nvlinks": nvlink_count(pair)}
+        link |= {"pcie_relation": pair.pcie_relation, "peer_access": pair.peer_access}
     for card, facts in zip(body["cards"], view.machine.cards if view.machine else (), strict=False):
         card |= {"uuid": facts.uuid, "bus_id": facts.bus_id, "numa_node": facts.numa_node}
         card |= {"cpu_affinity": facts.cpu_affinity, "active_nvlinks": facts.active_links}
@@ -193,7 +194,7 @@ def _cell(view: View, source: int, target: int) -> str:
     link = view.topology.link(source, target)
     if source == target or link is None:
         return "X" if source == target else "-"
-    preset, measured = view.preset(source, target), view.measured(source, target)
+    preset, measured = view.preset(source, target), view.pair(source, target).measured_bytes_per_s
     lines = [link.relation if link.kind != "HOST" or link.relation == "HOST" else f"{link.relation} HOST"]
     lines.append(preset.name if preset else link.kind)
     lines.append(f"{(preset.nominal_bytes_per_s if preset else link.bytes_per_s) / 1e9:.4g} GB/s")

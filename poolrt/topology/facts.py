@@ -210,7 +210,6 @@ class HostFacts:
     """limit of memory that a process may lock; -1 is no limit"""
     memory_limit_bytes: int | None = None
     """what the control group allows; -1 is no limit"""
-    memory_bytes: int | None = None
     xid_events: tuple[str, ...] | None = None
     """the driver's error events in the kernel log"""
     nvidia_devices: tuple[str, ...] | None = None

@@ -37,6 +37,7 @@ def test_the_json_form_keeps_the_contract(run_json):
     assert (link["kind"], link["relation"], link["wire"]) == ("PCIE", "PIX", "pcie5x16")
     assert link["nominal_bytes_per_s"] == pytest.approx(63.02e9, rel=1e-3)
     assert link["measured_bytes_per_s"] == link["bytes_per_s"] == 55e9
+    assert (link["nvlinks"], link["peer_access"]) == (0, True)
 
 
 def test_the_json_form_can_be_read_back(run):

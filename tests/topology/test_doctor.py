@@ -75,7 +75,7 @@ def healthy(cards=2, links=4, name="NVIDIA RTX A6000"):
         host=HostFacts(
             kernel_command_line="quiet", iommu_group_types=frozenset(), redirecting_bridges=(), virtual_machine=False,
             wsl=False, container=False, environment={}, shared_memory_bytes=64 * GIB, locked_memory_bytes=-1,
-            memory_limit_bytes=-1, memory_bytes=256 * GIB, xid_events=(), nvidia_devices=("0000:01:00.0",), root=True,
+            memory_limit_bytes=-1, xid_events=(), nvidia_devices=("0000:01:00.0",), root=True,
         ),
     )  # fmt: skip
 

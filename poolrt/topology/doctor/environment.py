@@ -60,8 +60,9 @@ def enough_shared_memory(machine: Machine) -> Check:
     if nbytes is None:
         return unknown(name, "the size of /dev/shm was not seen")
     if nbytes < _ENOUGH_SHARED:
+        where = " in this container" if machine.host.container else ""
         return warn(
-            name, f"/dev/shm has {format_nbytes(nbytes)}", "start the container with --ipc=host or --shm-size=8g"
+            name, f"/dev/shm has {format_nbytes(nbytes)}{where}", "start the container with --ipc=host or --shm-size=8g"
         )
     return ok(name, f"/dev/shm has {format_nbytes(nbytes)}")
 

@@ -28,7 +28,6 @@ def read_host(files: FileSource, environment: Mapping[str, str]) -> HostFacts:
         shared_memory_bytes=files.room("/dev/shm"),
         locked_memory_bytes=_locked_memory_bytes(files.text("/proc/self/limits")),
         memory_limit_bytes=_memory_limit_bytes(files),
-        memory_bytes=_memory_bytes(files.text("/proc/meminfo")),
         xid_events=None if log is None else tuple(re.findall(r"NVRM: Xid[^\n]*", log)),
         nvidia_devices=devices,
         root=_is_root(files.text("/proc/self/status")),
@@ -82,11 +81,6 @@ def _memory_limit_bytes(files: FileSource) -> int | None:
         if text is not None and (text == "max" or text.isdecimal()):
             return -1 if text == "max" or int(text) >= 1 << 60 else int(text)
     return None
-
-
-def _memory_bytes(meminfo: str | None) -> int | None:
-    match = re.search(r"MemTotal:\s+(\d+) kB", meminfo or "")
-    return int(match[1]) << 10 if match else None
 
 
 def _is_root(status: str | None) -> bool | None:
