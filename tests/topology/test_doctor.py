@@ -299,6 +299,22 @@ def test_a_missing_bridge_of_several_is_told_from_a_dead_link():
     assert (found.verdict, "inactive are 10, 11" in found.evidence) == ("fail", True)
 
 
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("NVIDIA GeForce RTX 4090", "GNS", "nothing is broken"),
+        ("NVIDIA GeForce RTX 4090", "CNS", "nothing is broken"),  # what newer drivers answer for the same cards
+        ("NVIDIA GeForce RTX 3090", "CNS", "bridge"),
+        ("NVIDIA RTX 6000 Ada Generation", "CNS", "chipset"),
+        ("NVIDIA RTX 6000 Ada Generation", "TNS", "topology"),
+        ("NVIDIA GeForce RTX 4090", "DR", "NVreg_RegistryDwords"),
+    ],
+)
+def test_a_refusal_is_explained_by_card_and_status(name, status, said):
+    machine = with_pairs(pcie_box(name=name), can_access=None, peer_status={"read": status})
+    assert said in verdicts(machine)["peer-access"].fix
+
+
 def test_a_third_card_beside_a_bridged_pair_is_not_missing_from_a_fabric():
     text = "\tGPU0\tGPU1\tGPU2\nGPU0 X NV4 NODE\nGPU1 NV4 X NODE\nGPU2 NODE NODE X\n"
     assert verdicts(read_pasted(text).machine)["nvlink-fabric-complete"].verdict == "ok"

@@ -10,9 +10,9 @@ from poolrt.units import format_nbytes
 
 _THROUGH_HOST = "nothing is broken: poolrt copies through the host's memory"
 _FIXES = {
+    "DR": "remove the peer keys from NVreg_RegistryDwords in /etc/modprobe.d, then restart",
     "CNS": "the chipset is not supported: put the cards under one root complex or one switch",
     "TNS": "the topology is not supported: put the cards under one root complex or one switch",
-    "DR": "remove the peer keys from NVreg_RegistryDwords in /etc/modprobe.d, then restart",
 }
 _MOST_PEERS = 8
 """peer mappings per card without a switch; CUDA answers TOO_MANY_PEERS beyond"""
@@ -36,9 +36,7 @@ def peer_access(machine: Machine) -> Check:
         )
     if not refused:
         return ok(name, f"granted to all {len(answers)} pairs (a claim of the driver: only a copy proves it)")
-    status = next((x for pair in refused for x in pair.peer_status.values() if x in _FIXES), None)
-    fix = _FIXES[status] if status else f"{_THROUGH_HOST}. {_remedy(machine)}"
-    return warn(name, f"refused: {listed(map(_refusal, refused))}", fix)
+    return warn(name, f"refused: {listed(map(_refusal, refused))}", _remedy(machine, refused))
 
 
 def same_architecture(machine: Machine) -> Check:
@@ -176,8 +174,14 @@ def _refusal(pair: PairFacts) -> str:
     return f"{named(pair)} ({status or 'CUDA answers no'})"
 
 
-def _remedy(machine: Machine) -> str:
-    known = [known_card(card.name) for card in machine.cards]
-    if any(card is not None and card.by_bridge for card in known):
-        return "These cards reach each other over an NVLink bridge; over PCIe the maker's driver refuses"
-    return "GeForce cards without a bridge are refused by the maker's driver"
+def _remedy(machine: Machine, refused: list[PairFacts]) -> str:
+    """Drivers answer both GNS and CNS for cards that their maker keeps from peer access: their names tell."""
+    statuses = {status for pair in refused for status in pair.peer_status.values()}
+    known = {card.index: known_card(card.name) for card in machine.cards}
+    ends = [known.get(index) for pair in refused for index in (pair.source, pair.target)]
+    kept_from_it = [card for card in ends if card is not None and not card.peer_over_pcie]
+    if "DR" in statuses or not (kept_from_it or statuses <= {"OK", "GNS", "NS", "U"}):
+        return next((fix for status, fix in _FIXES.items() if status in statuses), _THROUGH_HOST)
+    if any(card.by_bridge for card in kept_from_it):
+        return f"{_THROUGH_HOST}. Such cards reach each other over an NVLink bridge; over PCIe their maker refuses"
+    return f"{_THROUGH_HOST}. GeForce cards without a bridge are refused by the maker's driver"
