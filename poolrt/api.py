@@ -23,6 +23,7 @@ from poolrt.runtime.microbatch import batch_size_of
 from poolrt.runtime.place import tensors_on_meta
 from poolrt.runtime.pooled import Pooled, pooled_of
 from poolrt.runtime.profile_model import fingerprint
+from poolrt.topology.box import virtual_box
 from poolrt.topology.build import logical_topology, virtual_topology
 from poolrt.topology.discover import discover_cuda
 from poolrt.topology.host_memory import available_nbytes
@@ -71,19 +72,35 @@ def _requested(text: str) -> Topology:
     return found.subset(request.indices)
 
 
-def virtual(cards: int = 2, memory: int | str | Sequence[int | str] = "4GiB", *, link: str | None = None) -> Topology:
+def virtual(
+    cards: int | None = None,
+    memory: int | str | Sequence[int | str] | None = None,
+    *,
+    link: str | None = None,
+    box: str | None = None,
+) -> Topology:
     """Virtual cards on the CPU: real torch devices `vcard:0`, `vcard:1`, ... with a capacity each.
 
     Args:
-        cards: how many, 1 to 16.
-        memory: one size for all, or one per card: bytes or text such as "4GiB".
+        cards: how many, 1 to 16; None for 2, or as many as the box has.
+        memory: one size for all, or one per card: bytes or text such as "4GiB". None for 4 GiB, or the real cards'.
         link: the link to plan with, such as "nvlink3x4"; it changes plans, not the speed of copies. Over "host" a card
             cannot reach another's memory, so no tensor lies on both.
+        box: a recorded box to plan with, such as "2x-rtx3090-nvlink": its cards, sizes and links.
 
     Raises:
-        ConfigurationError: for a number of cards or a size that cannot be.
+        ConfigurationError: for a number of cards or a size that cannot be, an unknown box, or a box beside a number of
+            cards or a link.
     """
-    topology = virtual_topology(_sizes(cards, memory), link)
+    if box is None:
+        count = DEFAULT_VIRTUAL_CARDS if cards is None else cards
+        topology = virtual_topology(_sizes(count, DEFAULT_VIRTUAL_MEMORY if memory is None else memory), link)
+    elif cards is not None or link is not None:
+        raise ConfigurationError(f"box {box!r} says how many cards there are and how they are joined; leave that out")
+    else:
+        topology = virtual_box(box)
+        if memory is not None:
+            topology = virtual_box(box, _sizes(len(topology), memory))
     pairs = permutations(range(len(topology)), 2)
     refused = [pair for pair in pairs if route(topology, *pair).kind == "HOST"]
     backend.configure([card.memory_bytes for card in topology.cards], refused)

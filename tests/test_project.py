@@ -119,7 +119,7 @@ def test_the_wheel_ships_what_is_compiled_on_the_users_machine(source: Path, whe
 
 
 def test_the_wheel_holds_the_whole_package_and_nothing_else(source: Path, wheel_names: list[str]) -> None:
-    modules = {str(path.relative_to(source)) for path in (source / "poolrt").rglob("*.py")}
-    assert modules <= set(wheel_names)
+    files = [path for ending in ("*.py", "*.json") for path in (source / "poolrt").rglob(ending)]
+    assert {str(path.relative_to(source)) for path in files} <= set(wheel_names)
     assert any(re.fullmatch(r"poolrt/_C\..*so", name) for name in wheel_names)
     assert {name.split("/")[0].split("-")[0] for name in wheel_names} == {"poolrt"}

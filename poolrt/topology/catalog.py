@@ -2,7 +2,8 @@
 
     nvlink3x4      generation 3, four links between the two cards
     pcie4x16       generation 4, sixteen lanes
-    host           through the host's memory, peer access refused
+    host4x16       through the host's memory, peer access refused, cards in slots of generation 4 with sixteen lanes
+    host           the same as host4x16
     memory         virtual cards: all of it is the host's memory, nothing is refused
 
 Bandwidth is per direction, in bytes per second, 1 GB = 1e9 bytes. Advertised totals count both directions and all the
@@ -68,68 +69,101 @@ class _NvlinkPart:
     board: str
     links: range
     per_link_bytes_per_s: float
+    signal_bytes_per_s: float
+    """what `nvidia-smi nvlink -s` prints for one link"""
     reachable: float
     source: str
 
 
+def _part(generation: int, board: str, links: range, gigabytes_per_s: float, signal: float, reachable: float,
+          source: str) -> _NvlinkPart:  # fmt: skip
+    return _NvlinkPart(
+        generation=generation, board=board, links=links, per_link_bytes_per_s=gigabytes_per_s * 1e9,
+        signal_bytes_per_s=signal * 1e9, reachable=reachable, source=source,
+    )  # fmt: skip
+
+
 # The first part that fits generation, board word and number of links is meant. Generation 3 has two link speeds: GA10x
 # cards (RTX 3090, A6000, A40) always join by four links of 14.0625 GB/s, so a bare nvlink3x4 is theirs; the four-link
-# pairs of a switchless A100 SXM4 board are written nvlink3sxmx4.
+# pairs of a switchless A100 SXM4 board are written nvlink3sxmx4, and a GA10x bridge with a dead link nvlink3rtxx3.
+# Figures: GB/s of one link in one direction, payload and as signalled; part of the payload that a large copy reaches.
 _NVLINK_PARTS = (
-    _NvlinkPart(generation=1, board="", links=range(1, 5), per_link_bytes_per_s=20e9, reachable=0.91,
-                source="P100 SXM2: two links 36.4 GB/s (Dell ready-specs document)"),
-    _NvlinkPart(generation=2, board="", links=range(1, 7), per_link_bytes_per_s=25e9, reachable=0.93,
-                source="V100 SXM2: two links 47.9 GB/s; POWER9 with three links 68.5 to 69.2 GB/s"),
-    _NvlinkPart(generation=3, board="", links=range(4, 5), per_link_bytes_per_s=14.0625e9, reachable=0.92,
-                source="RTX A6000, four links: 50.9 to 52.2 GB/s; 14.0625 GB/s per link from the GA102 whitepaper"),
-    _NvlinkPart(generation=3, board="", links=range(1, 13), per_link_bytes_per_s=25e9, reachable=0.90,
-                source="A100 SXM4: twelve links 265 to 276 GB/s; 25 GB/s per link, NCCL tests issue 228"),
-    _NvlinkPart(generation=3, board="sxm", links=range(1, 13), per_link_bytes_per_s=25e9, reachable=0.90,
-                source="A100 SXM4 without a switch, four links per pair: NCCL tests issue 331"),
-    _NvlinkPart(generation=4, board="", links=range(1, 19), per_link_bytes_per_s=25e9, reachable=0.83,
-                source="H100 SXM: 371 to 377 GB/s (NCCL issue 1264); H200 SXM: 396 GB/s (nvbandwidth)"),
-    _NvlinkPart(generation=5, board="", links=range(1, 19), per_link_bytes_per_s=50e9, reachable=0.83,
-                source="B200: 50 GB/s per link by data sheet; the reachable part is generation 4's, an assumption"),
+    _part(1, "", range(1, 5), 20, 20, 0.91, "P100 SXM2: two links 36.4 GB/s (Dell ready-specs document)"),
+    _part(2, "", range(1, 7), 25, 25.781, 0.93, "V100 SXM2: two links 47.9 GB/s; POWER9, three links: 68.5 to 69.2"),
+    _part(3, "", range(4, 5), 14.0625, 14.0625, 0.92, "RTX A6000, four links: 50.9 to 52.2 GB/s; GA102 whitepaper"),
+    _part(3, "", range(1, 13), 25, 25, 0.90, "A100 SXM4: twelve links 265 to 276 GB/s; NCCL tests issue 228"),
+    _part(3, "sxm", range(1, 13), 25, 25, 0.90, "A100, twelve links: 265 to 276 GB/s; NCCL tests issue 331"),
+    _part(3, "rtx", range(1, 5), 14.0625, 14.0625, 0.92, "RTX A6000: 50.9 to 52.2 GB/s over four; GA102 whitepaper"),
+    _part(4, "", range(1, 19), 25, 26.5625, 0.83, "H100 SXM: 371 to 377 GB/s, NCCL issue 1264; H200: 396"),
+    _part(5, "", range(1, 19), 50, 53.125, 0.83, "B200 data sheet; reachable part as generation 4, an assumption"),
 )  # fmt: skip
 
-# One lane: 8, 16, 32 GT/s with 128b/130b encoding. Reachable: pinned copies of 12.2 to 13.2 GB/s (generation 3, RTX
-# 2080 Ti), peer copies of 26.3 GB/s (4, RTX 6000 Ada) and 53 to 56.6 GB/s (5, RTX PRO 6000), all over sixteen lanes.
-_PCIE_LANE_BYTES_PER_S = {3: 8e9 / 8 * 128 / 130, 4: 16e9 / 8 * 128 / 130, 5: 32e9 / 8 * 128 / 130}
-_PCIE_REACHABLE = {3: 0.80, 4: 0.83, 5: 0.85}
+# One lane: 2.5 and 5 GT/s with 8b/10b encoding, 8, 16 and 32 GT/s with 128b/130b, 64 GT/s with 242 of 256 bytes a FLIT.
+_PCIE_LANE_BYTES_PER_S = {
+    1: 2.5e9 / 8 * 8 / 10,
+    2: 5e9 / 8 * 8 / 10,
+    3: 8e9 / 8 * 128 / 130,
+    4: 16e9 / 8 * 128 / 130,
+    5: 32e9 / 8 * 128 / 130,
+    6: 64e9 / 8 * 242 / 256,
+}
+# Pinned copies of 12.2 to 13.2 GB/s (generation 3, RTX 2080 Ti), peer copies of 26.3 GB/s (4, RTX 6000 Ada) and 53 to
+# 56.6 GB/s (5, RTX PRO 6000), all over sixteen lanes; generations 1, 2 and 6 take their neighbour's, an assumption.
+_PCIE_REACHABLE = {1: 0.80, 2: 0.80, 3: 0.80, 4: 0.83, 5: 0.85, 6: 0.85}
+# Through the host's memory with peer access off: 6.1 GB/s (generation 3, RTX 3090), 11.3 (4, two RTX 3090), 36.3 to 38
+# (5, H100); the neighbours' again for generations 1, 2 and 6.
+_HOST_REACHABLE = {1: 0.38, 2: 0.38, 3: 0.38, 4: 0.36, 5: 0.58, 6: 0.58}
 _PCIE_LANES = (1, 2, 4, 8, 16)
 
-_NVLINK = re.compile(r"nvlink(?P<generation>\d)(?P<board>sxm)?x(?P<links>\d+)")
-_PCIE = re.compile(r"pcie(?P<generation>\d)x(?P<lanes>\d+)")
+_NVLINK = re.compile(r"nvlink(?P<generation>\d)(?P<board>sxm|rtx)?x(?P<links>\d+)")
+_PCIE = re.compile(r"(?P<way>pcie|host)(?P<generation>\d)x(?P<lanes>\d+)")
 
-_PLAIN = {
-    "host": LinkPreset(
-        name="host", kind="HOST", relation="HOST", nominal_bytes_per_s=31.5e9, reachable=0.36, latency_s=_HOST_COPY_S,
-        source="two RTX 3090 over PCIe 4.0 x16, peer access refused: 11.3 GB/s (NCCL issue 1127)",
-    ),
-    "memory": LinkPreset(
-        name="memory", kind="PCIE", relation="PHB", nominal_bytes_per_s=_MEMORY_COPY_BYTES_PER_S, reachable=1.0,
-        latency_s=_MEMORY_COPY_S, source="assumed for virtual cards, which reach each other's memory as if it were "
-        "their own: one thread copying within the host's memory",
-    ),
-}  # fmt: skip
+_MEMORY = LinkPreset(
+    name="memory", kind="PCIE", relation="PHB", nominal_bytes_per_s=_MEMORY_COPY_BYTES_PER_S, reachable=1.0,
+    latency_s=_MEMORY_COPY_S, source="assumed for virtual cards, which reach each other's memory as if it were "
+    "their own: one thread copying within the host's memory",
+)  # fmt: skip
 
-EXAMPLES = ("nvlink3x4", "nvlink3x12", "nvlink4x18", "nvlink5x18", "pcie3x16", "pcie4x16", "pcie5x16", "host", "memory")
+EXAMPLES = (
+    "nvlink3x4",
+    "nvlink3x12",
+    "nvlink4x18",
+    "nvlink5x18",
+    "pcie3x16",
+    "pcie4x16",
+    "pcie5x16",
+    "host4x16",
+    "host",
+    "memory",
+)
 
 
 def link_preset(name: str) -> LinkPreset:
-    """The link called `name`: "nvlink<generation>x<links>", "pcie<generation>x<lanes>", "host" or "memory".
+    """The link called `name`: "nvlink<generation>x<links>", "pcie<generation>x<lanes>", "host..." or "memory".
 
     Raises:
         ConfigurationError: if the name says no link that exists.
     """
     wanted = name.strip().lower()
-    if wanted in _PLAIN:
-        return _PLAIN[wanted]
+    if wanted == "memory":
+        return _MEMORY
     if match := _NVLINK.fullmatch(wanted):
         return _nvlink(wanted, int(match["generation"]), match["board"] or "", int(match["links"]))
-    if match := _PCIE.fullmatch(wanted):
-        return _pcie(wanted, int(match["generation"]), int(match["lanes"]))
+    if match := _PCIE.fullmatch("host4x16" if wanted == "host" else wanted):
+        return _over_pcie(wanted, match["way"], int(match["generation"]), int(match["lanes"]))
     raise ConfigurationError(f"no link is called {name!r}; write for example one of: {', '.join(EXAMPLES)}")
+
+
+def wire_of_signal(signal_bytes_per_s: float) -> str | None:
+    """The NVLink whose links run at this rate, named as `link_preset` does but without the number of links.
+
+    Generation 3 at 25 GB/s comes as nvlink3sxm, so that any number of links is its own. None if no NVLink fits.
+    """
+    for part in _NVLINK_PARTS:
+        rates = (part.signal_bytes_per_s, part.per_link_bytes_per_s if part.generation == 5 else 0.0)
+        if (part.generation, part.board) != (3, "") and any(abs(signal_bytes_per_s - x) < 0.005 * x for x in rates):
+            return f"nvlink{part.generation}{part.board}"
+    return None
 
 
 def _nvlink(name: str, generation: int, board: str, links: int) -> LinkPreset:
@@ -149,18 +183,20 @@ def _nvlink(name: str, generation: int, board: str, links: int) -> LinkPreset:
     )
 
 
-def _pcie(name: str, generation: int, lanes: int) -> LinkPreset:
+def _over_pcie(name: str, way: str, generation: int, lanes: int) -> LinkPreset:
     if generation not in _PCIE_LANE_BYTES_PER_S or lanes not in _PCIE_LANES:
         raise ConfigurationError(
             f"no card has the link {name!r}; PCIe generations {sorted(_PCIE_LANE_BYTES_PER_S)} are known, "
             f"with {_PCIE_LANES} lanes"
         )
+    peer = way == "pcie"
     return LinkPreset(
         name=name,
-        kind="PCIE",
-        relation="PHB",
+        kind="PCIE" if peer else "HOST",
+        relation="PHB" if peer else "HOST",
         nominal_bytes_per_s=lanes * _PCIE_LANE_BYTES_PER_S[generation],
-        reachable=_PCIE_REACHABLE[generation],
-        latency_s=_PEER_COPY_S,
-        source="PCI Express base specification, 128b/130b encoding; reachable part measured over sixteen lanes",
+        reachable=(_PCIE_REACHABLE if peer else _HOST_REACHABLE)[generation],
+        latency_s=_PEER_COPY_S if peer else _HOST_COPY_S,
+        source="PCI Express base specification; reachable part measured over sixteen lanes"
+        + ("" if peer else ", peer access off (NCCL issues 1127 and 1264)"),
     )

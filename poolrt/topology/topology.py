@@ -27,7 +27,7 @@ class Card:
     """A place with memory that can compute.
 
     Raises:
-        ConfigurationError: if the index is negative, the kind unknown, or there is no memory.
+        ConfigurationError: if the index is negative, the kind unknown, or a card that is not recorded has no memory.
     """
 
     index: int
@@ -36,14 +36,15 @@ class Card:
     """what people call it: "NVIDIA GeForce RTX 3090", "virtual card 0" """
     kind: CardKind
     memory_bytes: int
-    """all the memory that poolrt may use on it"""
+    """all the memory that poolrt may use on it; 0 for a recorded card whose text does not tell"""
     device: str
     """torch's name for it: "cuda:0", "vcard:1"; two logical cards may share one"""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(CardKind):
             raise ConfigurationError(f"card {self.index} has kind {self.kind!r}; known are {get_args(CardKind)}")
-        if self.index < 0 or self.memory_bytes <= 0:
+        least = 0 if self.kind == "recorded" else 1
+        if self.index < 0 or self.memory_bytes < least:
             raise ConfigurationError(
                 f"a card needs an index from 0 and a positive memory, got index {self.index}, {self.memory_bytes} bytes"
             )

@@ -61,7 +61,7 @@ def test_links_are_named_as_the_driver_prints_them():
 
 @pytest.mark.parametrize(
     "name",
-    ["", "nvlink", "nvlink3", "nvlink3x0", "nvlink3x13", "nvlink9x4", "pcie2x16", "pcie4x3", "wifi", "nvlink4sxmx4"],
+    ["", "nvlink", "nvlink3", "nvlink3x0", "nvlink3x13", "nvlink9x4", "pcie7x16", "pcie4x3", "wifi", "nvlink4sxmx4"],
 )
 def test_links_that_do_not_exist_are_refused(name):
     with pytest.raises(ConfigurationError):
