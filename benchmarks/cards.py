@@ -13,8 +13,8 @@ from poolrt.units import parse_nbytes
 def make_cards(count: int, memory: str, *, cuda: bool) -> poolrt.Topology:
     """`count` cards of one size.
 
-    On a GPU the shares are held to the sum of their sizes, not each to its own: torch can cap the process's memory on
-    a device, and all shares live on one.
+    On a GPU every share is held to its size by poolrt; one share alone, which runs plain torch, by torch's own cap on
+    the process.
 
     Args:
         count: how many.
@@ -23,8 +23,9 @@ def make_cards(count: int, memory: str, *, cuda: bool) -> poolrt.Topology:
     """
     if not cuda:
         return poolrt.virtual(cards=count, memory=memory)
-    whole = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, count * parse_nbytes(memory) / whole))
+    if count == 1:
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, parse_nbytes(memory) / whole))
     return poolrt.logical(device="cuda:0", cards=count, memory=memory)
 
 

@@ -66,7 +66,7 @@ class Trial:
     def predict(self) -> int:
         """The largest batch the planner expects to fit, from one probe of a small batch; nothing is trained."""
         one_card = self._options.cards == 1
-        profile = profile_of(self._model(), self._batch(PROBED_BATCH), self._options.cards)
+        profile = self._profile()
         limits = Limits(output_card=0 if one_card else "host")
         found = largest_batch(
             profile,
@@ -78,6 +78,18 @@ class Trial:
         if found and not one_card:
             self._largest_plan = make_plan(profile.scaled(found), self._topology, output_card="host")
         return found // self._options.step * self._options.step
+
+    def _profile(self) -> Profile:
+        """Measured on a card where the weights fit one: the host's dropout keeps larger masks."""
+        model, batch, device = self._model(), self._batch(PROBED_BATCH), self._topology.cards[0].device
+        try:
+            model, batch = model.to(device), {key: value.to(device) for key, value in batch.items()}
+            return profile_of(model, batch, self._options.cards)
+        except torch.OutOfMemoryError:
+            return profile_of(self._model(), self._batch(PROBED_BATCH), self._options.cards)
+        finally:
+            del model, batch
+            forget(self._topology)
 
     def trains(self, batch_size: int) -> bool:
         """Whether two steps with AdamW end; False when a card runs out of memory."""
@@ -126,7 +138,7 @@ class Trial:
 
 
 def profile_of(model: PreTrainedModel, batch: Batch, cards: int) -> Profile:
-    """What the planner knows: the model's layers and calls, measured once on the host with this batch."""
+    """What the planner knows: the model's layers and calls, measured once with this batch where the model lies."""
     return measure(
         model,
         model.forward,
