@@ -5,10 +5,12 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <deque>
+#include <iterator>
+#include <list>
 #include <mutex>
 #include <new>
 #include <unordered_map>
-#include <vector>
 
 namespace poolrt::host_driver {
 
@@ -16,20 +18,30 @@ class BlockCache {
  public:
   void* take(std::size_t nbytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = blocks_.find(nbytes);
-    if (found == blocks_.end() || found->second.empty()) return nullptr;
-    void* block = found->second.back();
+    const auto found = by_size_.find(nbytes);
+    if (found == by_size_.end() || found->second.empty()) return nullptr;
+    const auto newest = found->second.back();
     found->second.pop_back();
+    void* block = newest->block;
+    by_age_.erase(newest);
     held_nbytes_ -= nbytes;
     return block;
   }
 
-  // True if the block is kept; else it is still the caller's.
+  // True if the block is kept, in place of older ones where there is not room for all; else it is still the caller's.
   bool keep(void* block, std::size_t nbytes, std::size_t room_nbytes) noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (nbytes > room_nbytes || held_nbytes_ > room_nbytes - nbytes) return false;
+    if (nbytes > room_nbytes) return false;
+    free_beyond(room_nbytes - nbytes);
     try {
-      blocks_[nbytes].push_back(block);
+      auto& same_size = by_size_[nbytes];
+      by_age_.push_back({block, nbytes});
+      try {
+        same_size.push_back(std::prev(by_age_.end()));
+      } catch (const std::bad_alloc&) {
+        by_age_.pop_back();
+        return false;
+      }
     } catch (const std::bad_alloc&) {
       return false;
     }
@@ -37,27 +49,33 @@ class BlockCache {
     return true;
   }
 
-  void trim() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    free_all();
-  }
+  void trim() { trim_beyond(0); }
 
   void trim_beyond(std::size_t room_nbytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (held_nbytes_ > room_nbytes) free_all();
+    free_beyond(room_nbytes);
   }
 
  private:
-  void free_all() {
-    for (auto& [nbytes, blocks] : blocks_) {
-      for (void* block : blocks) std::free(block);
+  struct Entry {
+    void* block;
+    std::size_t nbytes;
+  };
+
+  // The oldest first.
+  void free_beyond(std::size_t room_nbytes) {
+    while (held_nbytes_ > room_nbytes) {
+      const Entry oldest = by_age_.front();
+      by_age_.pop_front();
+      by_size_[oldest.nbytes].pop_front();
+      held_nbytes_ -= oldest.nbytes;
+      std::free(oldest.block);
     }
-    blocks_.clear();
-    held_nbytes_ = 0;
   }
 
   std::mutex mutex_;
-  std::unordered_map<std::size_t, std::vector<void*>> blocks_;
+  std::list<Entry> by_age_;
+  std::unordered_map<std::size_t, std::deque<std::list<Entry>::iterator>> by_size_;  // each in the order of age
   std::size_t held_nbytes_ = 0;
 };
 

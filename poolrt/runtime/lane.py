@@ -127,9 +127,10 @@ class Lane:
         if self.card == card:
             return self.crossings.move_all(value, self._devices[card])
         came_from = self.card
+        self.leave()
+        tree = flatten(value)  # while the card may still be another lane's
         self.go(card)
         self.path.append(card)
-        tree = flatten(value)
         device = self._devices[card]
         hopped = {} if came_from is None else self._hopped(tree.tensors, came_from, device)
         return tree.rebuild(self._arrived(t, device, hopped.get(i)) for i, t in enumerate(tree.tensors))
