@@ -81,9 +81,11 @@ class Trial:
 
     def _profile(self) -> Profile:
         """Measured on a card where the weights fit one: the host's dropout keeps larger masks."""
-        model, batch, device = self._model(), self._batch(PROBED_BATCH), self._topology.cards[0].device
+        model, batch = self._model(), self._batch(PROBED_BATCH)
+        device = torch.device(self._topology.cards[0].device)
         try:
-            model, batch = model.to(device), {key: value.to(device) for key, value in batch.items()}
+            nn.Module.to(model, device)
+            batch = {key: value.to(device) for key, value in batch.items()}
             return profile_of(model, batch, self._options.cards)
         except torch.OutOfMemoryError:
             return profile_of(self._model(), self._batch(PROBED_BATCH), self._options.cards)
