@@ -108,7 +108,7 @@ def virtual(
 
 
 def logical(device: str = "cuda:0", cards: int = 2, memory: int | str | Sequence[int | str] = "8GiB") -> Topology:
-    """Logical cards: shares of one GPU, for developing on one. Their memory is counted by the plan.
+    """Logical cards: shares of one GPU, for developing on one. A sharded model keeps to each share.
 
     Args:
         device: the GPU.

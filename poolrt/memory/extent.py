@@ -6,19 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from poolrt.units import MIB, format_nbytes
-
-SEGMENT_GRANULE = 2 * MIB
-"""pages are made in multiples of this"""
-LARGE_FROM = MIB
-"""blocks above this have a segment of their own"""
-BLOCK_GRANULE = 512
-
-
-def block_nbytes(nbytes: int) -> int:
-    """What a pool hands out for a request of `nbytes`."""
-    granule = SEGMENT_GRANULE if nbytes > LARGE_FROM else BLOCK_GRANULE
-    return -(-nbytes // granule) * granule
+from poolrt.units import format_nbytes
 
 
 class Extent(NamedTuple):

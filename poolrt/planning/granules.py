@@ -54,6 +54,11 @@ def whole_granules(nbytes: int) -> int:
     return round_up(nbytes, GRANULE)
 
 
+def block_nbytes(nbytes: int) -> int:
+    """What the pool hands out for one tensor of `nbytes`."""
+    return whole_granules(nbytes) if nbytes > SMALL else round_up(nbytes, SMALL_STEP)
+
+
 def granules_within(nbytes: int) -> int:
     """`nbytes` rounded down to granules, never below zero."""
     return max(0, nbytes // GRANULE * GRANULE)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from poolrt.memory.extent import block_nbytes
+from poolrt.planning.granules import block_nbytes
 from poolrt.planning.optimizers import optimizer_cost
 from poolrt.runtime.memory_watch import granular
 from poolrt.runtime.place import Placement
@@ -81,23 +81,24 @@ def state_nbytes(parameters: Iterator[nn.Parameter]) -> dict[torch.device, int]:
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not _stepping.on_one_card:
-        end_step()
+    if _stepping.on_one_card:
+        return  # the step that called has seen to everything
+    end_step()
     parameters = [p for group in optimizer.param_groups for p in group["params"] if _is_pooled(p)]
     if not parameters:
         return
     _optimizers.add(optimizer)
     spills = {spill for parameter in parameters if (spill := _spills.get(id(parameter))) is not None}
-    by_card = {} if _stepping.on_one_card or _has_closure(args, kwargs) else _by_logical_card(parameters)
+    by_card = {} if _has_closure(args, kwargs) else _by_logical_card(parameters)
     try:
-        if not by_card and not _stepping.on_one_card:
+        if not by_card:
             for spill in spills:
                 _stepping.scopes.enter_context(spill.for_optimizer())
         for parameter in parameters:
             _bring_state(optimizer.state.get(parameter), parameter)
         if by_card:
             _step_by_card(optimizer, args, kwargs, by_card)
-        elif not _stepping.on_one_card:
+        else:
             _reserve(optimizer, spills)
     except BaseException:
         end_step()
