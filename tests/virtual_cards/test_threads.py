@@ -48,7 +48,8 @@ def test_cards_side_by_side_get_the_bits_of_one_alone(engine_threads):
     for thread in threads:
         thread.join()
     assert [found[card] for card in range(4)] == alone
-    assert [torch.vcard.memory_allocated(card) for card in range(4)] == [0] * 4
+    # autograd's own threads let go of their last gradients a moment after backward has returned; that all of it goes
+    # is what `nothing_left_behind` waits for
 
 
 def test_each_thread_has_its_own_current_card():
