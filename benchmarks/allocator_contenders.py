@@ -46,7 +46,10 @@ Opener = Callable[[], AbstractContextManager[Contender]]
 @contextmanager
 def torch_on_cpu() -> Iterator[Contender]:
     """The CPU's own allocator in torch. Loading the virtual cards would replace it: only in a process without them."""
-    yield Contender(allocate=partial(torch.empty, dtype=torch.uint8), address=torch.Tensor.data_ptr)
+    yield Contender(
+        allocate=partial(torch.empty, dtype=torch.uint8, device=torch.device("cpu")),
+        address=torch.Tensor.data_ptr,
+    )
 
 
 @contextmanager
@@ -54,7 +57,7 @@ def torch_on_vcard() -> Iterator[Contender]:
     """Tensors on a virtual card, no pool."""
     poolrt.virtual(cards=1, memory=CARD_MEMORY)
     yield Contender(
-        allocate=partial(torch.empty, dtype=torch.uint8, device="vcard:0"),
+        allocate=partial(torch.empty, dtype=torch.uint8, device=torch.device("vcard:0")),
         address=torch.Tensor.data_ptr,
     )
 
@@ -65,7 +68,7 @@ def torch_in_pool() -> Iterator[Contender]:
     topology = poolrt.virtual(cards=1, memory=CARD_MEMORY)
     with Pool(topology) as pool, pool.use(home=0):
         yield Contender(
-            allocate=partial(torch.empty, dtype=torch.uint8, device="vcard:0"),
+            allocate=partial(torch.empty, dtype=torch.uint8, device=torch.device("vcard:0")),
             address=torch.Tensor.data_ptr,
             **what_pool_tells(pool._core),
         )

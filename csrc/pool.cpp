@@ -134,7 +134,7 @@ void Pool::hand_out(Block& block, std::size_t requested_nbytes, int device) {
   peak_live_nbytes_ = std::max(peak_live_nbytes_, live_nbytes_);
   requested_nbytes_ += requested_nbytes;
   spilled_nbytes_ += block.far_nbytes();
-  pool_activity().fetch_add(1, std::memory_order_relaxed);
+  if (live_.size() == 1) pool_activity().fetch_add(1, std::memory_order_relaxed);
 }
 
 int Pool::refuse(int status, std::size_t nbytes, int home) {
@@ -171,13 +171,25 @@ int Pool::free(Address address, const std::vector<StreamUse>& uses) {
     deferred_.destroy_spent();
     if (const int status = deferred_.record(*block, uses)) return driver_failed(status, "a block was freed");
   }
+  disown(lock, block);
+  return kSuccess;
+}
+
+int Pool::free_if_live(Address address) {
+  Lock lock(mutex_);
+  const auto found = live_.find(address);
+  if (found == live_.end() || found->second->owners == 0) return kNotFound;
+  disown(lock, found->second);
+  return kSuccess;
+}
+
+void Pool::disown(Lock& lock, Block* block) {
   if (--block->owners == 0 && !block->segment->moving) finish(block);
   const bool last = abandoned_ && live_.empty();  // known before the lock may be let go: one thread finds it so
   if (!deferred_.empty()) collect_passed(/*oldest_only=*/true);
   keep_within_cache_limit(lock);
   lock.unlock();
   if (last) delete this;
-  return kSuccess;
 }
 
 void Pool::finish(Block* block) {
@@ -185,7 +197,7 @@ void Pool::finish(Block* block) {
   live_nbytes_ -= block->nbytes;
   requested_nbytes_ -= block->requested_nbytes;
   spilled_nbytes_ -= block->far_nbytes();
-  pool_activity().fetch_sub(1, std::memory_order_relaxed);
+  if (live_.empty()) pool_activity().fetch_sub(1, std::memory_order_relaxed);
   if (block->pending.empty()) {
     take_back(block);
   } else {

@@ -81,6 +81,7 @@ class Pool {
   // One owner less; with the last one the block is free, as soon as the work that is in `uses` now is done. kNotFound
   // for an address that is not a live block's; after a failure the block is live as before.
   int free(Address address, const std::vector<StreamUse>& uses = {});
+  int free_if_live(Address address);  // as free without uses, but without a message where there is no such block
   int retain(Address address);
 
   int find(Address inside, LiveBlock* block) const;                // the block an address lies in
@@ -129,13 +130,14 @@ class Pool {
   Block* carve(Segment& segment, const Request& want);
   int obtain_segment(Lock& lock, std::size_t nbytes, int home, std::unique_ptr<Segment>* fresh);
   int try_segment(Lock& lock, std::size_t nbytes, int home, std::unique_ptr<Segment>* fresh);
-  std::vector<Segment*> in_the_way(std::size_t nbytes, int home) const;
+  std::vector<Segment*> in_the_way(std::size_t nbytes, int home);
   int wait_for_room(Lock& lock, int home, int blocked);
   void hand_out(Block& block, std::size_t requested_nbytes, int device);
   int refuse(int status, std::size_t nbytes, int home);
   int driver_failed(int status, const std::string& when) const;
 
   // Giving memory back.
+  void disown(Lock& lock, Block* block);  // lets go of the lock; the last block of an abandoned pool takes it along
   void finish(Block* block);
   void take_back(Block* block);
   bool collect_passed(bool oldest_only);

@@ -53,4 +53,6 @@ ActivePool active_pool(int ordinal) {
   return {nullptr, kHostMemory};
 }
 
+Pool* innermost_pool() { return entered_count == 0 ? nullptr : entered_here.back().pool.get(); }
+
 }  // namespace poolrt

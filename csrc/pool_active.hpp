@@ -22,4 +22,6 @@ int leave_pool(int token);  // kInvalidValue unless the token is that of this th
 // The pool for what is allocated on the card that the driver numbers `ordinal`; none if its `pool` is null.
 ActivePool active_pool(int ordinal);
 
+Pool* innermost_pool();  // of this thread; null outside
+
 }  // namespace poolrt

@@ -5,8 +5,22 @@
 
 namespace poolrt {
 
-void SegmentCache::insert(Segment* segment) { insert_at(by_age_.end(), segment); }
-void SegmentCache::insert_as_oldest(Segment* segment) { insert_at(by_age_.begin(), segment); }
+void SegmentCache::insert(Segment* segment) {
+  list_newest();
+  newest_ = segment;
+  nbytes_ += segment->nbytes();
+}
+
+void SegmentCache::insert_as_oldest(Segment* segment) {
+  insert_at(by_age_.begin(), segment);
+  nbytes_ += segment->nbytes();
+}
+
+void SegmentCache::list_newest() {
+  if (newest_ == nullptr) return;
+  insert_at(by_age_.end(), newest_);
+  newest_ = nullptr;
+}
 
 void SegmentCache::insert_at(std::list<Segment*>::iterator place, Segment* segment) {
   if (spare_ages_.empty()) {
@@ -24,10 +38,10 @@ void SegmentCache::insert_at(std::list<Segment*>::iterator place, Segment* segme
     spare_index_.mapped() = segment;
     segment->in_index = by_size_.insert(std::move(spare_index_));
   }
-  nbytes_ += segment->nbytes();
 }
 
 void SegmentCache::erase(Segment* segment) {
+  list_newest();
   spare_index_ = by_size_.extract(segment->in_index);
   if (spare_ages_.empty()) {
     spare_ages_.splice(spare_ages_.begin(), by_age_, segment->in_age);
@@ -38,6 +52,11 @@ void SegmentCache::erase(Segment* segment) {
 }
 
 Segment* SegmentCache::take(int home, std::size_t nbytes, std::size_t home_room_nbytes) {
+  if (newest_ != nullptr && newest_->nbytes() == nbytes && newest_->home() == home && newest_->far_nbytes() == 0) {
+    nbytes_ -= nbytes;
+    return std::exchange(newest_, nullptr);
+  }
+  list_newest();
   Segment* spilled = nullptr;
   const std::pair<int, std::size_t> largest(home, nbytes + nbytes / 8);
   for (auto it = by_size_.lower_bound({home, nbytes}); it != by_size_.end() && it->first <= largest; ++it) {
@@ -53,7 +72,8 @@ Segment* SegmentCache::take(int home, std::size_t nbytes, std::size_t home_room_
   return spilled;
 }
 
-std::vector<Segment*> SegmentCache::oldest_at(int place, std::size_t nbytes) const {
+std::vector<Segment*> SegmentCache::oldest_at(int place, std::size_t nbytes) {
+  list_newest();
   std::vector<Segment*> found;
   std::size_t sum = 0;
   for (Segment* segment : by_age_) {
@@ -66,7 +86,8 @@ std::vector<Segment*> SegmentCache::oldest_at(int place, std::size_t nbytes) con
   return found;
 }
 
-std::vector<Segment*> SegmentCache::oldest(std::size_t nbytes) const {
+std::vector<Segment*> SegmentCache::oldest_until(std::size_t nbytes) {
+  list_newest();
   std::vector<Segment*> found;
   std::size_t sum = 0;
   for (Segment* segment : by_age_) {
@@ -77,12 +98,14 @@ std::vector<Segment*> SegmentCache::oldest(std::size_t nbytes) const {
   return found;
 }
 
-bool SegmentCache::any_at(int place) const {
+bool SegmentCache::any_at(int place) {
+  list_newest();
   return std::any_of(by_age_.begin(), by_age_.end(),
                      [place](const Segment* one) { return one->nbytes_at(place) != 0; });
 }
 
-std::size_t SegmentCache::largest() const {
+std::size_t SegmentCache::largest() {
+  list_newest();
   std::size_t largest = 0;
   for (const Segment* segment : by_age_) largest = std::max(largest, segment->nbytes());
   return largest;

@@ -45,7 +45,7 @@ int Pool::try_segment(Lock& lock, std::size_t nbytes, int home, std::unique_ptr<
 
 // Cached segments that hold room where the new one would go first: memory that nobody uses never drives memory in use
 // from its home to a peer, or from a peer to the host.
-std::vector<Segment*> Pool::in_the_way(std::size_t nbytes, int home) const {
+std::vector<Segment*> Pool::in_the_way(std::size_t nbytes, int home) {
   if (cache_.empty()) return {};
   for (const int place : tiers_.order_from(home)) {
     const std::size_t room = tiers_.room(place) / tiers_.granule_nbytes() * tiers_.granule_nbytes();

@@ -17,7 +17,7 @@ void forget_range(Address begin);
 // Null for an address that no segment of any pool holds. A caller that owns a block keeps its pool alive by that.
 Pool* owner_of(Address address);
 
-// Live blocks of all pools and threads inside one. While it is 0 no pointer needs to be looked up.
+// Pools with live blocks, and threads inside a pool. While it is 0 no pointer needs to be looked up.
 std::atomic<std::uint32_t>& pool_activity();
 
 }  // namespace poolrt

@@ -14,7 +14,7 @@ struct PoolTable {
   std::uint32_t table_nbytes;  // sizeof(PoolTable) where it was filled
   std::uint32_t revision;      // kPoolTableRevision where it was filled
 
-  // Live blocks of all pools and threads inside one. While it is 0, nothing below has anything to say.
+  // Pools with live blocks, and threads inside a pool. While it is 0, nothing below has anything to say.
   const std::atomic<std::uint32_t>* activity;
 
   // A block from the pool that this thread is inside for the card with the driver's ordinal `card`. kNotFound where it
