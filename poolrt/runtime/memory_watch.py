@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -19,14 +19,22 @@ def granular(nbytes: int) -> int:
     return -(-nbytes // GRANULE) * GRANULE
 
 
+class _Followed(NamedTuple):
+    storage: StorageWeakRef
+    nbytes: int
+    chapter: int
+
+
 class MemoryWatch(TorchDispatchMode):
     """While active, follows every storage that an operation returns until it dies. `peak` is above the last `mark`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._live: dict[int, _Followed] = {}
         self._foreign: dict[int, StorageWeakRef] = {}
         self.peak = 0
+        self.chapter = 0
+        """noted of every storage when it comes into being"""
 
     def mark(self) -> int:
         """Forget the peak; bytes live now."""
@@ -35,9 +43,14 @@ class MemoryWatch(TorchDispatchMode):
 
     def live_nbytes(self) -> int:
         """Bytes of the followed storages that still exist."""
-        for key in [key for key, (storage, _) in self._live.items() if storage.expired()]:
+        for key in [key for key, followed in self._live.items() if followed.storage.expired()]:
             del self._live[key]
-        return sum(nbytes for _, nbytes in self._live.values())
+        return sum(followed.nbytes for followed in self._live.values())
+
+    def chapter_of(self, tensor: Tensor) -> int | None:
+        """The chapter in which the storage of `tensor` came into being; None if it came in from outside."""
+        followed = self._live.get(tensor.untyped_storage()._cdata)
+        return None if followed is None or followed.storage.expired() else followed.chapter
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -67,13 +80,13 @@ class MemoryWatch(TorchDispatchMode):
     def _add(self, tensor: Tensor) -> bool:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._live and not self._live[key][0].expired():
+        if key in self._live and not self._live[key].storage.expired():
             return False
         if key in self._foreign:
             if not self._foreign[key].expired():
                 return False
             del self._foreign[key]
-        self._live[key] = (StorageWeakRef(storage), granular(storage.nbytes()))
+        self._live[key] = _Followed(StorageWeakRef(storage), granular(storage.nbytes()), self.chapter)
         return True
 
 
@@ -84,6 +97,11 @@ class SavedBytes:
         self._weights = weights  # addresses of the parameters' and buffers' storages
         self._counted: dict[int, StorageWeakRef] = {}
         self.nbytes = 0
+
+    def has(self, tensor: Tensor) -> bool:
+        """Whether the storage of `tensor` is among the counted."""
+        known = self._counted.get(tensor.untyped_storage()._cdata)
+        return known is not None and not known.expired()
 
     def count(self, tensor: Tensor) -> None:
         """Add the storage of `tensor` unless it is a weight or was counted already."""

@@ -26,7 +26,7 @@ from poolrt.runtime.hooks import Mover, hooked
 from poolrt.runtime.lane import current
 from poolrt.runtime.layers import Layer
 from poolrt.runtime.measured_call import MeasuredCall, settle
-from poolrt.runtime.memory_watch import MemoryWatch, SavedBytes
+from poolrt.runtime.memory_watch import MemoryWatch, SavedBytes, granular
 from poolrt.runtime.microbatch import Call
 from poolrt.runtime.sever import sever
 from poolrt.runtime.trees import flatten, map_tensors
@@ -91,9 +91,10 @@ def probe(model: nn.Module, forward: Callable[..., Any], layers: Sequence[Layer]
         for layer in layers
         if layer.module not in called and any(child in called for child in layer.module.modules())
     ]
+    output_nbytes = walker.end_output_nbytes(output)
     return Probed(
         calls=[measured.facts() for measured in walker.calls],
-        output_nbytes=_nbytes(output),
+        output_nbytes=output_nbytes,
         returns_loss=bool(_losses(output)),
         unreached=unreached,
     )
@@ -133,6 +134,7 @@ class _ProbeWalker:
 
     def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._end_glue()
+        self._watch.chapter = len(self.calls)
         (args, kwargs), self._inputs = _cut(self._move(layer, (args, kwargs)))
         self.calls.append(MeasuredCall(self._names[layer], _structure(layer)))
         for tensor in self._inputs:
@@ -155,6 +157,23 @@ class _ProbeWalker:
         self._here = next(layer.parameters()).device
         self._begin_segment()
         return cut
+
+    def end_output_nbytes(self, output: Any) -> int:
+        """Bytes of the outputs that the last call leaves; what an earlier call made of them is charged to that call.
+
+        A cache of keys and values is such an output: each part of it stays, till backward has passed, on the card of
+        the layer that filled it, also where autograd keeps nothing of it.
+        """
+        at_end, seen = 0, set()
+        for tensor in flatten(output, into_state=True).tensors:
+            chapter = self._watch.chapter_of(tensor)
+            storage = tensor.untyped_storage()
+            if chapter is None or chapter >= len(self.calls) - 1:
+                at_end += tensor.nbytes
+            elif storage._cdata not in seen and not self._saved.has(tensor):
+                self.calls[chapter].saved_nbytes += granular(storage.nbytes())
+                seen.add(storage._cdata)
+        return at_end
 
     # ---- segments of the forward
 
@@ -259,7 +278,3 @@ def _seconds_to_add(gradients: Sequence[Tensor]) -> float:
 
 def _losses(output: Any) -> list[Tensor]:
     return [t for t in flatten(output).tensors if t.dim() == 0 and t.requires_grad]
-
-
-def _nbytes(value: Any) -> int:
-    return sum(t.nbytes for t in flatten(value).tensors)

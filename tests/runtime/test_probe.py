@@ -63,6 +63,33 @@ def test_weights_are_no_activations() -> None:
     assert saved == [0, 0, ACTIVATION]
 
 
+def test_what_a_layer_leaves_in_a_cache_is_charged_to_its_call() -> None:
+    class Cache:
+        def __init__(self) -> None:
+            self.kept: list[Tensor] = []
+
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor, caches: bool = True) -> tuple[Tensor, Cache]:
+            cache = Cache()
+            h = self.a(x)
+            if caches:
+                cache.kept = [h + 1, h[:4]]  # the second is a view of what is kept in any case
+            return self.b(h), cache
+
+    plain, caching = Caching(), Caching()
+    without = probe(plain, plain.forward, find_layers(plain, at_least=2), ((batch(), False), {}), to_layer)
+    probed = run(caching, batch())
+    assert [call.saved_nbytes for call in probed.calls] == [
+        without.calls[0].saved_nbytes + ACTIVATION,
+        without.calls[1].saved_nbytes,
+    ]
+    assert probed.output_nbytes == without.output_nbytes == ACTIVATION
+
+
 def test_glue_is_charged_to_the_call_before_it() -> None:
     class Glued(nn.Module):
         def __init__(self) -> None:
