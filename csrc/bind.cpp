@@ -259,6 +259,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("cuda_driver", &open_cuda_driver);
   module.def("host_driver", [] { return HostDriver(); });
   module.def("host_table_address", &host_table_address);
+  bind_links(module);
   bind_pool(module);
 }
 

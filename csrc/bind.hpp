@@ -12,4 +12,7 @@ namespace poolrt {
 
 void bind_pool(pybind11::module_& module);
 
+// Adds the links of the HOST driver.
+void bind_links(pybind11::module_& module);
+
 }  // namespace poolrt

@@ -22,6 +22,7 @@ enum Status : int {
   kNotInitialized = 3,
   kNoDevice = 100,
   kInvalidDevice = 101,
+  kLinkFailed = 220,       // a copy did not arrive; CUDA calls it NVLINK_UNCORRECTABLE
   kOperatingSystem = 304,  // the machine itself has no memory left
   kInvalidHandle = 400,    // no such stream or event, or one of another card
   kNotFound = 500,
@@ -65,7 +66,8 @@ struct DriverTable {
   // kInvalidDevice. The processor may read and write host pages from then on.
   int (*set_access)(Address at, std::size_t nbytes, const int* cards, int count);
 
-  // Order. An event has passed when everything that was in the stream as it was recorded has been done.
+  // Order. An event has passed when everything that was in the stream as it was recorded has been done, be it that a
+  // copy in it failed.
   int (*event_record)(int card, Stream stream, Event* event);
   int (*event_passed)(Event event, int* passed);
   int (*event_destroy)(Event event);
@@ -89,6 +91,61 @@ struct Fault {
   int status;
   std::uint32_t delay_us;
   std::uint64_t count;
+};
+
+// How long a copy over a directed link takes: latency_s + nbytes / bytes_per_s. Without a model (0 bytes per second) it
+// is done at once.
+struct LinkModel {
+  double bytes_per_s;
+  double latency_s;
+};
+
+enum LinkFaultKind : int {
+  kLinkSound = 0,
+  kLinkLies = 1,  // copies of at least `at_least_nbytes` are reported done, but their byte `at_byte` is wrong
+  kLinkDies = 2,  // `after_copies` copies or `after_nbytes` bytes are still carried; from then on every copy fails
+};
+
+inline constexpr std::size_t kMiddleByte = SIZE_MAX;
+inline constexpr std::uint64_t kNoLimit = UINT64_MAX;
+
+struct LinkFault {
+  int kind;
+  std::size_t at_byte;  // kMiddleByte: the one in the middle; beyond the copy's end: that copy is right
+  std::size_t at_least_nbytes;
+  std::uint64_t after_copies;
+  std::uint64_t after_nbytes;
+};
+
+struct LinkState {
+  std::uint64_t copies;  // carried since configure, modelled or not; failed ones are not counted
+  std::uint64_t nbytes;
+  int up;  // 0: it died
+};
+
+// One copy that the caller makes itself, between link_begin and link_end.
+struct LinkPassage {
+  std::int64_t arrival_ns;  // when the link has carried it, by the steady clock; 0: at once
+  std::size_t wrong_byte;   // which of its bytes the caller is to falsify; kNoByte: none
+};
+inline constexpr std::size_t kNoByte = SIZE_MAX;
+
+// One copy for a stream to make. `done` is called once, from any thread, when it was made or has failed, before anybody
+// is told; the memory has to live until then.
+struct StreamCopy {
+  int source;  // places; a copy within one place crosses no link
+  int target;
+  void* to;
+  const void* from;
+  std::size_t nbytes;
+  void (*done)(void* context);
+  void* context;
+};
+
+struct CopyFailure {
+  int source;
+  int target;
+  std::size_t nbytes;
 };
 
 // What was made and not given back yet.
@@ -125,8 +182,41 @@ struct HostTable {
   // Whether set_access let `card` (or the processor: kHostMemory) touch the mapping that holds `at`; 0 without one.
   int (*access)(Address at, int card, int* allowed);
 
-  // The cards work at once, so a wait that is missing would never be noticed. A held stream makes it visible: what is
-  // recorded in it after stream_hold has not passed before stream_pass.
+  // A directed link joins two cards, or a card and the host. It carries one copy at a time, in the order in which they
+  // become ready; the two directions between two places are two links, and all links work at the same time. configure
+  // takes models and faults away.
+  //
+  //     0 -> 1    | latency | copy a ........... | latency | copy b ........... |
+  //     1 -> 0    | latency | copy c ... |                         time goes right
+  //
+  int (*link_set_model)(int source, int target, const LinkModel* model);
+  int (*link_set_fault)(int source, int target, const LinkFault* fault);
+  int (*link_state)(int source, int target, LinkState* state);
+  // For a copy that the caller makes: link_begin takes its turn on the link, or fails with kLinkFailed where the link
+  // is dead; link_end returns when the link has carried it.
+  int (*link_begin)(int source, int target, std::size_t nbytes, LinkPassage* passage);
+  int (*link_end)(const LinkPassage* passage);
+
+  // A stream is a queue of copies, events and waits, each done after the one before it. What can be done at once is
+  // done by the caller; a copy over a modelled link moves its bytes in pieces over its time, so who reads or writes
+  // them too early gets wrong ones. The default stream (null) makes its caller wait instead of queueing, except that
+  // an event recorded while it is held passes later.
+  //
+  //     stream s    copy x .... | event e |                      e passes when x was made
+  //     stream t                          | wait e | copy y      y begins then
+  //
+  int (*stream_copy)(int card, Stream stream, const StreamCopy* copy);  // not the default stream: kInvalidValue
+  int (*stream_wait)(int card, Stream stream, Event event, CopyFailure* failure);
+  int (*stream_empty)(int card, Stream stream, int* empty);
+  // These wait, and return kLinkFailed if a copy failed that is in the stream, or comes before the event. A stream's
+  // failure is told once; so is one that was told by an event. `failure` is filled then.
+  int (*stream_finish)(int card, Stream stream, CopyFailure* failure);
+  int (*event_finish)(Event event, CopyFailure* failure);
+  int (*card_finish)(int card, CopyFailure* failure);       // every stream of the card
+  int (*event_time)(Event event, std::int64_t* passed_ns);  // by the steady clock; kNotFound: not passed yet
+
+  // A wait that is missing goes unnoticed while everything is fast. A held stream makes it visible: what comes into it
+  // after stream_hold is not done before stream_pass.
   //
   //     event a    stream_hold    event b    stream_pass
   //     ---+------------+------------+------------+---->       a has passed at once, b only here ^
@@ -143,7 +233,7 @@ struct HostTable {
   int (*page_state)(PageState* state);
 };
 
-inline constexpr std::uint32_t kHostTableRevision = 2;
+inline constexpr std::uint32_t kHostTableRevision = 3;
 
 // Null, with the reason in `why`, when libcuda.so.1 cannot be opened or lacks a function.
 const DriverTable* cuda_driver_table(const char** why);

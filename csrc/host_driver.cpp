@@ -1,14 +1,18 @@
 // The HOST filling of the driver table: cards made of host memory, one ledger per card, a peer matrix.
 //
-//     host_machine    the cards, their ledgers, who reaches whom        host_streams    order, with streams that can be
-//     held host_blocks     ordinary memory of a card                         host_faults     calls that fail or are
-//     late host_pages      pages, ranges, mappings, access
+//     host_machine    the cards, their ledgers, who reaches whom
+//     host_blocks     ordinary memory of a card
+//     host_pages      pages, ranges, mappings, access
+//     host_streams    order: queues of copies, events and waits, which can be held
+//     host_links      how long copies take, and what is wrong with them; host_carrier makes them in their time
+//     host_faults     calls that fail or are late
 #include <cstdio>
 
 #include "driver.hpp"
 #include "guarded.hpp"
 #include "host_blocks.hpp"
 #include "host_faults.hpp"
+#include "host_links.hpp"
 #include "host_machine.hpp"
 #include "host_pages.hpp"
 #include "host_streams.hpp"
@@ -71,6 +75,8 @@ const char* status_name(int status) {
       return "NO_DEVICE";
     case kInvalidDevice:
       return "INVALID_DEVICE";
+    case kLinkFailed:
+      return "NVLINK_UNCORRECTABLE";
     case kOperatingSystem:
       return "OPERATING_SYSTEM";
     case kInvalidHandle:
@@ -99,6 +105,7 @@ int reset_peak(int place) {
 int configure(int cards, const std::size_t* capacities) {
   if (cards < 1 || cards > kMaxCards) return kInvalidValue;
   machine().configure(cards, capacities);
+  host_driver::links().reset();
   return kSuccess;
 }
 
@@ -160,10 +167,22 @@ constexpr HostTable kTable = {
     set_capacity,
     set_peer,
     host_driver::access,
+    guarded<host_driver::link_set_model>,
+    guarded<host_driver::link_set_fault>,
+    guarded<host_driver::link_state>,
+    guarded<host_driver::link_begin>,
+    host_driver::link_end,
+    guarded<host_driver::stream_copy>,
+    guarded<host_driver::stream_wait>,
+    guarded<host_driver::stream_empty>,
+    guarded<host_driver::stream_finish>,
+    guarded<host_driver::event_finish>,
+    guarded<host_driver::card_finish>,
+    guarded<host_driver::event_time>,
     guarded<host_driver::stream_create>,
     host_driver::stream_destroy,
-    host_driver::stream_hold,
-    host_driver::stream_pass,
+    guarded<host_driver::stream_hold>,
+    guarded<host_driver::stream_pass>,
     host_driver::default_stream,
     host_driver::count_calls,
     host_driver::set_fault,

@@ -1,31 +1,28 @@
 #include "host_streams.hpp"
 
 #include <array>
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
+#include "host_carrier.hpp"
+#include "host_links.hpp"
 #include "host_machine.hpp"
+#include "host_stream.hpp"
 
 namespace poolrt::host_driver {
 namespace {
 
-struct HostStream {
-  int card;
-  std::uint64_t position = 0;
-  std::uint64_t held_from = 0;  // 0: not held
-
-  bool held() const { return held_from != 0; }
-};
-
-// Keeps its stream: it may outlive the stream's handle.
-struct HostEvent {
-  std::shared_ptr<const HostStream> stream;
-  std::uint64_t position;
-
-  bool passed() const { return !stream->held() || position < stream->held_from; }
-};
+int told(const FailurePointer& failure, CopyFailure* report) {
+  if (!failure) return kSuccess;
+  failure->told = true;
+  *report = failure->what;
+  return kLinkFailed;
+}
 
 class HostStreams {
  public:
@@ -33,16 +30,17 @@ class HostStreams {
     for (int card = 0; card < kMaxCards; ++card) default_[card] = add(card);
   }
 
-  Stream create(int card) {
+  int create(int card, Stream* stream) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return add(card);
+    *stream = add(card);
+    return kSuccess;
   }
 
   int destroy(Stream stream) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = streams_.find(stream);
     if (found == streams_.end()) return kInvalidHandle;
-    if (found->second->held() || stream == default_[found->second->card]) return kInvalidValue;
+    if (!found->second->empty() || stream == default_[found->second->card()]) return kInvalidValue;
     streams_.erase(found);
     return kSuccess;
   }
@@ -51,38 +49,82 @@ class HostStreams {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = streams_.find(stream);
     if (found == streams_.end()) return kInvalidHandle;
-    HostStream& state = *found->second;
-    if (!state.held()) state.held_from = ++state.position;
+    found->second->hold(Clock::now());
     return kSuccess;
   }
 
   int pass(Stream stream) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      const auto found = streams_.find(stream);
-      if (found == streams_.end()) return kInvalidHandle;
-      found->second->held_from = 0;
-    }
-    passed_.notify_all();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = streams_.find(stream);
+    if (found == streams_.end()) return kInvalidHandle;
+    found->second->let_go();
+    return go_on({found->second});
+  }
+
+  // An idle stream's copy over a link that takes no time is made here and now, with no thread and no queue.
+  int copy(int card, Stream stream, const StreamCopy* asked) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const StreamPointer state = find(card, stream);
+    if (!state) return kInvalidHandle;
+    if (is_default(*state, stream)) return kInvalidValue;
+    const StreamCopy copy = *asked;
+    HostLink* link = links().between(copy.source, copy.target);
+    const bool at_once = state->empty() && (link == nullptr || !link->modelled());
+    state->put({Work::Kind::kCopy, Clock::now(), nullptr, copy});
+    if (!at_once) return go_on({state});
+    const Next next = state->advance(state);
+    lock.unlock();
+    const Passage passage = take(copy, next.ready);
+    if (!passage.fails) move_bytes(copy, 0, copy.nbytes, passage.wrong_byte);
+    arrived(state, copy, passage);
     return kSuccess;
+  }
+
+  int wait(int card, Stream stream, Event event, CopyFailure* failure) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const StreamPointer state = find(card, stream);
+    const auto found = events_.find(event);
+    if (!state || found == events_.end()) return kInvalidHandle;
+    const EventPointer awaited = found->second;
+    if (is_default(*state, stream)) return wait_for(lock, *awaited, failure);
+    state->put({Work::Kind::kWait, Clock::now(), awaited});
+    return go_on({state});
   }
 
   int record(int card, Stream stream, Event* event) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = streams_.find(stream == nullptr ? default_[card] : stream);
-    if (found == streams_.end() || found->second->card != card) return kInvalidHandle;
-    const std::shared_ptr<HostStream>& state = found->second;
-    const Event made = new_handle();
-    events_.emplace(made, HostEvent{state, ++state->position});
-    *event = made;
-    return kSuccess;
+    const StreamPointer state = find(card, stream);
+    if (!state) return kInvalidHandle;
+    const auto made = std::make_shared<HostEvent>();
+    const Event handle = new_handle();
+    events_.emplace(handle, made);
+    *event = handle;
+    state->put({Work::Kind::kRecord, Clock::now(), made});
+    return go_on({state});
   }
 
   int passed(Event event, int* passed) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = events_.find(event);
     if (found == events_.end()) return kInvalidHandle;
-    *passed = found->second.passed() ? 1 : 0;
+    *passed = found->second->passed ? 1 : 0;
+    return kSuccess;
+  }
+
+  int finish_event(Event event, CopyFailure* failure) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const auto found = events_.find(event);
+    if (found == events_.end()) return kInvalidHandle;
+    const EventPointer awaited = found->second;
+    return wait_for(lock, *awaited, failure);
+  }
+
+  int time(Event event, std::int64_t* passed_ns) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = events_.find(event);
+    if (found == events_.end()) return kInvalidHandle;
+    if (!found->second->passed) return kNotFound;
+    *passed_ns = std::chrono::nanoseconds(found->second->passed_at.time_since_epoch()).count();
     return kSuccess;
   }
 
@@ -91,17 +133,42 @@ class HostStreams {
     return events_.erase(event) == 1 ? kSuccess : kInvalidHandle;
   }
 
-  void drain(int card) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    passed_.wait(lock, [&] {
-      for (const auto& [handle, stream] : streams_) {
-        if (stream->card == card && stream->held()) return false;
-      }
-      return true;
-    });
+  int is_empty(int card, Stream stream, int* empty) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const StreamPointer state = find(card, stream);
+    if (!state) return kInvalidHandle;
+    *empty = state->empty() ? 1 : 0;
+    return kSuccess;
   }
 
-  Stream default_of(int card) const { return default_[card]; }
+  int finish(int card, Stream stream, CopyFailure* failure) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const StreamPointer state = find(card, stream);
+    if (!state) return kInvalidHandle;
+    changed_.wait(lock, [&] { return state->empty(); });
+    return told(state->failure(), failure);
+  }
+
+  int drain(int card) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    wait_for_card(lock, card);
+    return kSuccess;
+  }
+
+  // The first failure found; the next call tells the next one.
+  int finish_card(int card, CopyFailure* failure) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    wait_for_card(lock, card);
+    for (const auto& [handle, stream] : streams_) {
+      if (stream->card() == card && told(stream->failure(), failure) != kSuccess) return kLinkFailed;
+    }
+    return kSuccess;
+  }
+
+  int default_of(int card, Stream* stream) {
+    *stream = default_[card];
+    return kSuccess;
+  }
 
   void count(PageState* state) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -112,18 +179,77 @@ class HostStreams {
  private:
   Stream add(int card) {
     const Stream made = new_handle();
-    streams_.emplace(made, std::make_shared<HostStream>(HostStream{card}));
+    streams_.emplace(made, std::make_shared<HostStream>(card));
     return made;
   }
 
   // A number, never used twice: a handle that was destroyed is recognised for ever.
   void* new_handle() { return reinterpret_cast<void*>(++last_handle_); }
 
+  StreamPointer find(int card, Stream stream) {
+    const auto found = streams_.find(stream == nullptr ? default_[card] : stream);
+    return found == streams_.end() || found->second->card() != card ? nullptr : found->second;
+  }
+
+  bool is_default(const HostStream& state, Stream stream) const {
+    return stream == nullptr || stream == default_[state.card()];
+  }
+
+  static Passage take(const StreamCopy& copy, Moment ready) {
+    HostLink* link = links().between(copy.source, copy.target);
+    return link == nullptr ? Passage{} : link->take(copy.nbytes, ready);
+  }
+
+  // Lets streams go on as far as they can, and those that waited for them, first come, first served; with the lock
+  // held.
+  int go_on(std::vector<StreamPointer> streams) {
+    int status = kSuccess;
+    for (std::size_t i = 0; i < streams.size(); ++i) {
+      const StreamPointer stream = streams[i];
+      Next next = stream->advance(stream);
+      streams.insert(streams.end(), next.streams.begin(), next.streams.end());
+      if (next.has_copy) {
+        const Passage passage = take(next.copy, next.ready);
+        const auto arrive = [this, stream, copy = next.copy, passage] { arrived(stream, copy, passage); };
+        status = carrier().carry(Carriage(next.copy, passage, arrive));
+        if (status != kSuccess) stream->postpone();
+      }
+    }
+    changed_.notify_all();
+    return status;
+  }
+
+  // Without the lock: `done` is anybody's code.
+  void arrived(const StreamPointer& stream, const StreamCopy& copy, const Passage& passage) {
+    if (copy.done != nullptr) copy.done(copy.context);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    FailurePointer failure;
+    if (passage.fails) {
+      failure = std::make_shared<FailedCopy>(FailedCopy{{copy.source, copy.target, copy.nbytes}});
+    }
+    stream->copied(passage.modelled ? passage.arrival : Clock::now(), failure);
+    go_on({stream});
+  }
+
+  int wait_for(std::unique_lock<std::mutex>& lock, HostEvent& event, CopyFailure* failure) {
+    changed_.wait(lock, [&] { return event.passed; });
+    return told(event.failure, failure);
+  }
+
+  void wait_for_card(std::unique_lock<std::mutex>& lock, int card) {
+    changed_.wait(lock, [&] {
+      for (const auto& [handle, stream] : streams_) {
+        if (stream->card() == card && !stream->empty()) return false;
+      }
+      return true;
+    });
+  }
+
   std::mutex mutex_;
-  std::condition_variable passed_;
+  std::condition_variable changed_;
   std::uintptr_t last_handle_ = 0;
-  std::unordered_map<Stream, std::shared_ptr<HostStream>> streams_;
-  std::unordered_map<Event, HostEvent> events_;
+  std::unordered_map<Stream, StreamPointer> streams_;
+  std::unordered_map<Event, EventPointer> events_;
   std::array<Stream, kMaxCards> default_{};
 };
 
@@ -132,36 +258,41 @@ HostStreams& streams() {
   return *instance;
 }
 
-}  // namespace
-
-int stream_create(int card, Stream* stream) {
-  if (!machine().has(card)) return kInvalidDevice;
-  *stream = streams().create(card);
-  return kSuccess;
+template <typename Method, typename... Arguments>
+int with(int card, Method method, Arguments... arguments) {
+  return machine().has(card) ? (streams().*method)(card, arguments...) : kInvalidDevice;
 }
 
+}  // namespace
+
+int stream_create(int card, Stream* stream) { return with(card, &HostStreams::create, stream); }
 int stream_destroy(Stream stream) { return streams().destroy(stream); }
 int stream_hold(Stream stream) { return streams().hold(stream); }
 int stream_pass(Stream stream) { return streams().pass(stream); }
+int default_stream(int card, Stream* stream) { return with(card, &HostStreams::default_of, stream); }
 
-int default_stream(int card, Stream* stream) {
-  if (!machine().has(card)) return kInvalidDevice;
-  *stream = streams().default_of(card);
-  return kSuccess;
+int stream_copy(int card, Stream stream, const StreamCopy* copy) {
+  if (!machine().is_place(copy->source) || !machine().is_place(copy->target)) return kInvalidDevice;
+  return with(card, &HostStreams::copy, stream, copy);
 }
 
-int event_record(int card, Stream stream, Event* event) {
-  return machine().has(card) ? streams().record(card, stream, event) : kInvalidDevice;
+int stream_wait(int card, Stream stream, Event event, CopyFailure* failure) {
+  return with(card, &HostStreams::wait, stream, event, failure);
 }
 
+int stream_empty(int card, Stream stream, int* empty) { return with(card, &HostStreams::is_empty, stream, empty); }
+
+int stream_finish(int card, Stream stream, CopyFailure* failure) {
+  return with(card, &HostStreams::finish, stream, failure);
+}
+
+int card_finish(int card, CopyFailure* failure) { return with(card, &HostStreams::finish_card, failure); }
+int event_record(int card, Stream stream, Event* event) { return with(card, &HostStreams::record, stream, event); }
 int event_passed(Event event, int* passed) { return streams().passed(event, passed); }
+int event_finish(Event event, CopyFailure* failure) { return streams().finish_event(event, failure); }
+int event_time(Event event, std::int64_t* passed_ns) { return streams().time(event, passed_ns); }
 int event_destroy(Event event) { return streams().forget(event); }
-
-int drain(int card) {
-  if (!machine().has(card)) return kInvalidDevice;
-  streams().drain(card);
-  return kSuccess;
-}
+int drain(int card) { return with(card, &HostStreams::drain); }
 
 void count_streams(PageState* state) { streams().count(state); }
 

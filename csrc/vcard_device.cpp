@@ -1,20 +1,18 @@
-// What torch asks of a device type: the guard that switches the current card, and the hooks. Virtual cards work
-// synchronously: each has one stream, always drained; an event is the moment it was recorded.
+// What torch asks of a device type: the guard that switches the current card and its streams, and the hooks.
 #include "vcard_device.hpp"
 
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
-#include <chrono>
+#include <cstdint>
 
 #include "vcard_card.hpp"
 #include "vcard_generator.hpp"
 #include "vcard_memory.hpp"
+#include "vcard_streams.hpp"
 
 namespace poolrt::vcard {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 class Guard final : public c10::impl::DeviceGuardImplInterface {
  public:
@@ -35,30 +33,50 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   c10::DeviceIndex deviceCount() const noexcept override { return kMaxCards; }
 
   c10::Stream getStream(c10::Device device) const override {
+    return vcard::current_stream(device.has_index() ? device.index() : current_card());
+  }
+  c10::Stream getDefaultStream(c10::Device device) const override {
     return c10::Stream(c10::Stream::DEFAULT, device.has_index() ? device : getDevice());
   }
-  c10::Stream getDefaultStream(c10::Device device) const override { return getStream(device); }
-  c10::Stream getStreamFromGlobalPool(c10::Device device, bool) const override { return getStream(device); }
-  c10::Stream getNewStream(c10::Device device, int) const override { return getStream(device); }
-  c10::Stream exchangeStream(c10::Stream stream) const override { return getStream(stream.device()); }
-  bool queryStream(const c10::Stream&) const override { return true; }
-  void synchronizeStream(const c10::Stream&) const override {}
-  void synchronizeDevice(const c10::DeviceIndex) const override {}
+  c10::Stream getStreamFromGlobalPool(c10::Device device, bool) const override { return getNewStream(device, 0); }
+  c10::Stream getNewStream(c10::Device device, int) const override {
+    return new_side_stream(device.has_index() ? device.index() : current_card());
+  }
+  c10::Stream exchangeStream(c10::Stream stream) const override { return exchange_stream(stream); }
+  void* getStreamNativeHandle(const c10::Stream stream) const override { return handle_of(stream); }
+  bool queryStream(const c10::Stream& stream) const override {
+    if (!is_empty(stream)) return false;
+    finish_stream(stream);  // raises if a copy in it failed
+    return true;
+  }
+  void synchronizeStream(const c10::Stream& stream) const override { finish_stream(stream); }
+  void synchronizeDevice(const c10::DeviceIndex card) const override { finish_card(card < 0 ? current_card() : card); }
   void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream&) const override {}
 
-  void record(void** event, const c10::Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {
-    if (*event == nullptr) *event = new Clock::time_point;
-    *static_cast<Clock::time_point*>(*event) = Clock::now();
+  void record(void** event, const c10::Stream& stream, const c10::DeviceIndex card,
+              const c10::EventFlag) const override {
+    destroyEvent(*event, card);
+    *event = nullptr;
+    const int status = host().driver.event_record(stream.device_index(), handle_of(stream), event);
+    TORCH_CHECK(status == kSuccess, "vcard: no event could be recorded: ", host().driver.status_name(status));
   }
   void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override {
-    delete static_cast<Clock::time_point*>(event);
+    if (event != nullptr) host().driver.event_destroy(event);
   }
-  void block(void*, const c10::Stream&) const override {}
-  bool queryEvent(void*) const override { return true; }
-  void synchronizeEvent(void*) const override {}
+  void block(void* event, const c10::Stream& stream) const override { wait_for_event(event, stream); }
+  bool queryEvent(void* event) const override {
+    int passed = 0;
+    host().driver.event_passed(event, &passed);
+    if (passed != 0) finish_event(event);  // raises if a copy before it failed
+    return passed != 0;
+  }
+  void synchronizeEvent(void* event) const override { finish_event(event); }
   double elapsedTime(void* from, void* to, const c10::DeviceIndex) const override {
-    const auto elapsed = *static_cast<Clock::time_point*>(to) - *static_cast<Clock::time_point*>(from);
-    return std::chrono::duration<double, std::milli>(elapsed).count();
+    std::int64_t from_ns = 0;
+    std::int64_t to_ns = 0;
+    const bool known = host().event_time(from, &from_ns) == kSuccess && host().event_time(to, &to_ns) == kSuccess;
+    TORCH_CHECK(known, "vcard: both events must have passed before their distance is known");
+    return static_cast<double>(to_ns - from_ns) / 1e6;
   }
 };
 

@@ -16,6 +16,7 @@
 #include "vcard_card.hpp"
 #include "vcard_foreach.hpp"
 #include "vcard_generator.hpp"
+#include "vcard_streams.hpp"
 
 namespace poolrt::vcard {
 namespace {
@@ -32,6 +33,7 @@ class Call {
   void run(const c10::OperatorHandle& op) {
     take_arguments();  // [1]
     check_devices();
+    before_operator(card_);
     if (facts_.draws) give_generators();
     {
       const BornOn birth(card_);

@@ -159,6 +159,8 @@ c10::DataPtr share_memory(const c10::Storage& storage, c10::Device device) {
   return {pointer, owner.release(), [](void* held) { delete static_cast<c10::Storage*>(held); }, device};
 }
 
+bool is_ours(const c10::Storage& storage) { return storage.data_ptr().get_deleter() == &release; }
+
 bool lives_on(const c10::StorageImpl& storage, int card) {
   if (storage.nbytes() == 0) return true;
   if (storage.data_ptr().get_deleter() != &release) return false;

@@ -20,6 +20,9 @@ c10::DataPtr allocate_on_card(int card, std::size_t nbytes);
 // One more owner of `storage`'s memory, under the name of `device`.
 c10::DataPtr share_memory(const c10::Storage& storage, c10::Device device);
 
+// Whether the memory came from the allocators here: no code of somebody else runs when its last owner is gone.
+bool is_ours(const c10::Storage& storage);
+
 // Whether the memory is a block of `card`, or none at all.
 bool lives_on(const c10::StorageImpl& storage, int card);
 

@@ -13,6 +13,7 @@
 
 #include "vcard_alias.hpp"
 #include "vcard_card.hpp"
+#include "vcard_copy.hpp"
 #include "vcard_memory.hpp"
 #include "vcard_operators.hpp"
 
@@ -70,16 +71,12 @@ Tensor efficient_zero_tensor(c10::SymIntArrayRef size, std::optional<ScalarType>
 
 // ---- moving
 
-Tensor as_cpu(const Tensor& tensor) { return tensor.device().type() == kVcard ? cpu_alias(tensor) : tensor; }
-
-// Between cards, and between a card and the host: all of it is host memory, so the CPU's own copy does it.
-Tensor copy_from(const Tensor& source, const Tensor& target, bool) {
+Tensor copy_from(const Tensor& source, const Tensor& target, bool non_blocking) {
   for (const Tensor& tensor : {source, target}) {
     TORCH_CHECK(tensor.device().type() == kVcard || tensor.device().is_cpu(), "copy_: no copy between ",
                 source.device(), " and ", target.device());
   }
-  const BornOn birth(target.device().type() == kVcard ? target.device().index() : kHostMemory);
-  as_cpu(target).copy_(as_cpu(source));
+  copy_over_link(source, target, non_blocking);
   return target;
 }
 

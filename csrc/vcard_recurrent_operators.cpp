@@ -25,6 +25,7 @@
 #include "vcard_autocast.hpp"
 #include "vcard_card.hpp"
 #include "vcard_operators.hpp"
+#include "vcard_streams.hpp"
 
 namespace poolrt::vcard {
 namespace {
@@ -107,6 +108,7 @@ class CallOnCpu {
       }
     }
     check_ordinal(card_);
+    before_operator(card_);
   }
 
   void run(const c10::OperatorHandle& op) {

@@ -100,6 +100,36 @@ class HostDriver(Driver):
         """
     def clear_fault(self) -> None: ...
 
+LINK_SOUND: Final[int]
+LINK_LIES: Final[int]
+LINK_DIES: Final[int]
+"""What can be wrong with a link of the HOST driver."""
+
+class LinkState:
+    """What a link of the HOST driver has carried since the cards were configured, and whether it is alive."""
+
+    @property
+    def copies(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def up(self) -> bool: ...
+
+def link_set_model(source: int, target: int, bytes_per_s: float, latency_s: float = 0.0) -> None:
+    """Let copies from `source` to `target` (cards, or HOST_MEMORY) take their time; 0 bytes per second: at once."""
+
+def link_set_fault(
+    source: int,
+    target: int,
+    kind: int,
+    at_byte: int | None = None,
+    at_least_nbytes: int = 0,
+    after_copies: int | None = None,
+    after_nbytes: int | None = None,
+) -> None:
+    """Make a link lie or die, or mend it (LINK_SOUND)."""
+
+def link_state(source: int, target: int) -> LinkState: ...
 def cuda_driver() -> Driver:
     """The CUDA driver of this machine.
 

@@ -32,7 +32,7 @@ from poolrt.topology.route import route
 from poolrt.topology.topology import Topology
 from poolrt.units import parse_nbytes
 from poolrt.verification import Verification, verify_step
-from poolrt.virtual_cards import backend
+from poolrt.virtual_cards import backend, links
 
 DEFAULT_VIRTUAL_CARDS = 2
 DEFAULT_VIRTUAL_MEMORY = "4GiB"
@@ -78,15 +78,18 @@ def virtual(
     *,
     link: str | None = None,
     box: str | None = None,
+    paced: bool = False,
 ) -> Topology:
     """Virtual cards on the CPU: real torch devices `vcard:0`, `vcard:1`, ... with a capacity each.
 
     Args:
         cards: how many, 1 to 16; None for 2, or as many as the box has.
         memory: one size for all, or one per card: bytes or text such as "4GiB". None for 4 GiB, or the real cards'.
-        link: the link to plan with, such as "nvlink3x4"; it changes plans, not the speed of copies. Over "host" a card
-            cannot reach another's memory, so no tensor lies on both.
+        link: the link to plan with, such as "nvlink3x4"; it changes plans, and with `paced` the speed of copies.
+            Over "host" a card cannot reach another's memory, so no tensor lies on both.
         box: a recorded box to plan with, such as "2x-rtx3090-nvlink": its cards, sizes and links.
+        paced: copies between the cards, and with the host, take the time that the links state; only copies: compute
+            is still the CPU's. Without it copies take what they take in memory.
 
     Raises:
         ConfigurationError: for a number of cards or a size that cannot be, an unknown box, or a box beside a number of
@@ -104,6 +107,8 @@ def virtual(
     pairs = permutations(range(len(topology)), 2)
     refused = [pair for pair in pairs if route(topology, *pair).kind == "HOST"]
     backend.configure([card.memory_bytes for card in topology.cards], refused)
+    if paced:
+        links.pace(topology)
     return topology
 
 

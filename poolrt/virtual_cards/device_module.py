@@ -25,6 +25,8 @@ default_generators: tuple[torch.Generator, ...] = ()
 _initialized = True
 """torch.utils.checkpoint keeps the cards' random states only where it finds this."""
 
+_PRIVATE_DEVICE_TYPE = torch._C._autograd.DeviceType.PrivateUse1.value
+
 _library: ctypes.PyDLL | None = None
 _driver = _C.host_driver()
 
@@ -202,21 +204,35 @@ def set_rng_state(new_state: torch.Tensor, device: DeviceLike = "vcard") -> None
     default_generators[_ordinal(device)].set_state(new_state)
 
 
-# ---- streams: every virtual card has one, and it is always drained
+# ---- streams
 
 
 def synchronize(device: DeviceLike = None) -> None:
-    """Nothing to wait for: operators return when they are done."""
-    _ordinal(device)
+    """Wait for all the work of a card.
+
+    Raises:
+        torch.AcceleratorError: if a queued copy failed that nobody was told of yet.
+    """
+    torch.accelerator.synchronize(_ordinal(device))
 
 
 def current_stream(device: DeviceLike = None) -> torch.Stream:
-    """The one stream of a card."""
-    return torch.Stream(device=torch.device("vcard", _ordinal(device)))
+    """The stream this thread works in on a card."""
+    return torch.accelerator.current_stream(_ordinal(device))
+
+
+def default_stream(device: DeviceLike = None) -> torch.Stream:
+    """The stream of a card that is synchronous: its work is done when the call returns."""
+    return torch.Stream(stream_id=0, device_index=_ordinal(device), device_type=_PRIVATE_DEVICE_TYPE)
+
+
+def set_stream(stream: torch.Stream) -> None:
+    """Make `stream` the one this thread works in on its card; the current card stays."""
+    torch.accelerator.set_stream(stream)
 
 
 def stream(stream: torch.Stream) -> torch.Stream:
-    """A block of code that enqueues on `stream`: torch streams are such blocks themselves."""
+    """A block of code that works in `stream`: torch streams are such blocks themselves."""
     return stream
 
 
