@@ -10,6 +10,7 @@
 
 #include "vcard_alias.hpp"
 #include "vcard_card.hpp"
+#include "vcard_hazards.hpp"
 #include "vcard_memory.hpp"
 #include "vcard_streams.hpp"
 
@@ -57,13 +58,14 @@ class Crossing {
     return source_.scalar_type() == target_.scalar_type() && source_.sizes() == target_.sizes() &&
            source_.strides() == target_.strides() && source_.is_non_overlapping_and_dense() &&
            source_.is_conj() == target_.is_conj() && source_.is_neg() == target_.is_neg() && source_.numel() != 0 &&
-           is_ours(source_.storage()) && is_ours(target_.storage());
+           is_ours(source_.storage().data_ptr()) && is_ours(target_.storage().data_ptr());
   }
 
   void queue() const {
     const c10::Stream stream = current_stream(leading_card());
     const std::optional<c10::Stream> other = other_cards_stream();
-    if (other) wait_for_stream(stream, *other);
+    if (other) wait_and_note(stream, *other);
+    note_uses(stream);
     auto memory = std::make_unique<Memory>(
         Memory{share_memory(source_.storage(), source_.device()), share_memory(target_.storage(), target_.device())});
     StreamCopy copy{};
@@ -76,15 +78,11 @@ class Crossing {
     copy.context = memory.release();
     const int status = host().stream_copy(stream.device_index(), handle_of(stream), &copy);
     TORCH_CHECK(status == kSuccess, "vcard: a copy could not be queued: ", host().driver.status_name(status));
-    if (other) wait_for_stream(*other, stream);
+    if (other) wait_and_note(*other, stream);
   }
 
-  void make_now() const {
-    if (side_streams_exist.load(std::memory_order_relaxed)) {
-      for (const int card : {from_, to_}) {
-        if (card != kHostMemory) finish_current_stream(card);
-      }
-    }
+  void make_now(bool non_blocking) const {
+    if (hazards_are_watched()) drain_streams(non_blocking);
     LinkPassage passage{0, kNoByte};
     const bool crosses = from_ != to_ && target_.numel() != 0;
     const int status = crosses ? host().link_begin(from_, to_, target_.nbytes(), &passage) : kSuccess;
@@ -95,6 +93,28 @@ class Crossing {
   }
 
  private:
+  // Nothing is in the streams then; the notes are of what would be done on GPUs.
+  void drain_streams(bool non_blocking) const {
+    const c10::Stream stream = current_stream(leading_card());
+    const std::optional<c10::Stream> other = other_cards_stream();
+    drain_stream(stream);
+    if (other) drain_stream(*other);
+    if (other) note_waited(stream, *other);
+    note_uses(stream);
+    if (other) note_waited(*other, stream);
+    if (!other && from_ != to_ && !non_blocking) note_finished(stream);
+  }
+
+  static void wait_and_note(const c10::Stream& waiting, const c10::Stream& awaited) {
+    note_waited(waiting, awaited);
+    wait_for_stream(waiting, awaited);
+  }
+
+  void note_uses(const c10::Stream& stream) const {
+    if (from_ != kHostMemory) note_use(source_, stream);
+    if (to_ != kHostMemory) note_use(target_, stream);
+  }
+
   struct Memory {
     c10::DataPtr source;
     c10::DataPtr target;
@@ -103,7 +123,8 @@ class Crossing {
   int leading_card() const { return from_ != kHostMemory ? from_ : to_; }
 
   std::optional<c10::Stream> other_cards_stream() const {
-    return from_ != kHostMemory && to_ != kHostMemory ? std::optional(current_stream(to_)) : std::nullopt;
+    return from_ != kHostMemory && to_ != kHostMemory && from_ != to_ ? std::optional(current_stream(to_))
+                                                                      : std::nullopt;
   }
 
   const Tensor& source_;
@@ -119,7 +140,7 @@ void copy_over_link(const Tensor& source, const Tensor& target, bool non_blockin
   if (C10_UNLIKELY(non_blocking && crossing.has_side_stream() && crossing.can_be_queued())) {
     crossing.queue();
   } else {
-    crossing.make_now();
+    crossing.make_now(non_blocking);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "vcard_card.hpp"
 #include "vcard_generator.hpp"
+#include "vcard_hazards.hpp"
 #include "vcard_memory.hpp"
 #include "vcard_streams.hpp"
 
@@ -46,12 +47,21 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   void* getStreamNativeHandle(const c10::Stream stream) const override { return handle_of(stream); }
   bool queryStream(const c10::Stream& stream) const override {
     if (!is_empty(stream)) return false;
-    finish_stream(stream);  // raises if a copy in it failed
+    synchronizeStream(stream);  // raises if a copy in it failed
     return true;
   }
-  void synchronizeStream(const c10::Stream& stream) const override { finish_stream(stream); }
-  void synchronizeDevice(const c10::DeviceIndex card) const override { finish_card(card < 0 ? current_card() : card); }
-  void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream&) const override {}
+  void synchronizeStream(const c10::Stream& stream) const override {
+    drain_stream(stream);
+    note_finished(stream);
+  }
+  void synchronizeDevice(const c10::DeviceIndex card) const override {
+    const int chosen = card < 0 ? current_card() : card;
+    drain_card(chosen);
+    note_finished_card(chosen);
+  }
+  void recordDataPtrOnStream(const c10::DataPtr& memory, const c10::Stream& stream) const override {
+    if (hazards_are_watched()) note_allowed(memory, stream);
+  }
 
   void record(void** event, const c10::Stream& stream, const c10::DeviceIndex card,
               const c10::EventFlag) const override {
@@ -59,18 +69,27 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
     *event = nullptr;
     const int status = host().driver.event_record(stream.device_index(), handle_of(stream), event);
     TORCH_CHECK(status == kSuccess, "vcard: no event could be recorded: ", host().driver.status_name(status));
+    note_recorded(*event, stream);
   }
   void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override {
-    if (event != nullptr) host().driver.event_destroy(event);
+    if (event == nullptr) return;
+    note_forgotten(event);
+    host().driver.event_destroy(event);
   }
-  void block(void* event, const c10::Stream& stream) const override { wait_for_event(event, stream); }
+  void block(void* event, const c10::Stream& stream) const override {
+    note_waited(stream, event);
+    wait_for_event(event, stream);
+  }
   bool queryEvent(void* event) const override {
     int passed = 0;
     host().driver.event_passed(event, &passed);
-    if (passed != 0) finish_event(event);  // raises if a copy before it failed
+    if (passed != 0) synchronizeEvent(event);  // raises if a copy before it failed
     return passed != 0;
   }
-  void synchronizeEvent(void* event) const override { finish_event(event); }
+  void synchronizeEvent(void* event) const override {
+    drain_event(event);
+    note_finished(event);
+  }
   double elapsedTime(void* from, void* to, const c10::DeviceIndex) const override {
     std::int64_t from_ns = 0;
     std::int64_t to_ns = 0;

@@ -16,6 +16,7 @@
 #include "vcard_card.hpp"
 #include "vcard_foreach.hpp"
 #include "vcard_generator.hpp"
+#include "vcard_hazards.hpp"
 #include "vcard_streams.hpp"
 
 namespace poolrt::vcard {
@@ -33,7 +34,7 @@ class Call {
   void run(const c10::OperatorHandle& op) {
     take_arguments();  // [1]
     check_devices();
-    before_operator(card_);
+    if (C10_UNLIKELY(hazards_are_watched())) take_turn();
     if (facts_.draws) give_generators();
     {
       const BornOn birth(card_);
@@ -149,6 +150,14 @@ class Call {
   void check_devices() const {
     check_ordinal(card_);
     if (C10_UNLIKELY(stranger_.has_value() && !pairs_.empty())) raise_mixed(*stranger_);
+  }
+
+  // Comes after what is in the current stream; on GPUs it would be queued there.
+  void take_turn() const {
+    const c10::Stream stream = current_stream(card_);
+    drain_stream(stream);
+    for (const Pair& pair : pairs_) note_use(pair.tensor, stream);
+    if (facts_.name == "aten::_local_scalar_dense") note_finished(stream);  // what item() is: the program waits
   }
 
   [[noreturn]] void raise_mixed(c10::Device other) const {

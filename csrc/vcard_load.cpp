@@ -9,6 +9,7 @@
 #include "vcard_device.hpp"
 #include "vcard_engine.hpp"
 #include "vcard_generator.hpp"
+#include "vcard_hazards.hpp"
 #include "vcard_kernel.hpp"
 #include "vcard_memory.hpp"
 #include "vcard_operators.hpp"
@@ -25,6 +26,7 @@ torch::Library& library(torch::Library::Kind kind, const char* name, std::option
 void load(const HostTable* host, const PoolTable* pools) {
   attach(host, pools);
   install_allocators();
+  install_hazards();
   install_device();
   torch::Library& aten = library(torch::Library::IMPL, "aten", DispatchKey::PrivateUse1);
   register_memory_operators(aten);
@@ -39,7 +41,9 @@ void load(const HostTable* host, const PoolTable* pools) {
       .def("default_generator(int card) -> Generator?",
            [](int64_t card) -> std::optional<at::Generator> { return default_generator(static_cast<int>(card)); })
       // The same memory as a tensor of the host, for libraries that know no virtual cards.
-      .def("host_view(Tensor(a) self) -> Tensor(a)", [](const at::Tensor& self) { return cpu_alias(self); });
+      .def("host_view(Tensor(a) self) -> Tensor(a)", [](const at::Tensor& self) { return cpu_alias(self); })
+      .def("hazards() -> str[]", [] { return hazards(); })
+      .def("reset_hazards() -> ()", [] { reset_hazards(); });
 }
 
 std::string& last_error() {

@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "vcard_card.hpp"
+#include "vcard_streams.hpp"
 
 namespace poolrt::vcard {
 namespace {
@@ -28,6 +29,18 @@ bool may_be_pooled(void* block) {
 void release(void* block) {
   if (C10_UNLIKELY(may_be_pooled(block)) && pools().free(block) != kNotFound) return;
   if (host().memory_free(block) == kNotFound) delete_foreign_block(block);
+}
+
+Watcher watcher{};
+
+void release_watched(void* block) {
+  watcher.freed(block);
+  release(block);
+}
+
+c10::DataPtr owned(int home, void* block, c10::Device device) {
+  const bool watched = side_streams_exist.load(std::memory_order_relaxed) && home != kHostMemory && block != nullptr;
+  return {block, block, C10_UNLIKELY(watched) && watcher.made(home, block) ? &release_watched : &release, device};
 }
 
 [[noreturn]] void raise_card_full(int card, std::size_t nbytes) {
@@ -57,10 +70,10 @@ bool allocate_in_pool(int card, std::size_t nbytes, void** block) {
 c10::DataPtr allocate(int home, std::size_t nbytes, c10::Device device) {
   void* block = nullptr;
   if (C10_UNLIKELY(home != kHostMemory && pools_in_use()) && allocate_in_pool(home, nbytes, &block)) {
-    return {block, block, &release, device};
+    return owned(home, block, device);
   }
   const int status = host().memory_allocate(home, nbytes, &block);
-  if (C10_LIKELY(status == kSuccess)) return {block, block, &release, device};
+  if (C10_LIKELY(status == kSuccess)) return owned(home, block, device);
   if (status == kInvalidDevice) check_ordinal(home);
   if (status == kOutOfMemory && home != kHostMemory) raise_card_full(home, nbytes);
   raise_host_full(nbytes);
@@ -150,7 +163,7 @@ c10::DataPtr share_memory(const c10::Storage& storage, c10::Device device) {
   const c10::DataPtr& memory = storage.data_ptr();
   void* pointer = storage.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get();
   if (pointer == nullptr) return {nullptr, device};
-  if (C10_LIKELY(memory.get_deleter() == &release)) {
+  if (C10_LIKELY(is_ours(memory))) {
     if (C10_LIKELY(!may_be_pooled(pointer)) || pools().retain(pointer) == kNotFound) host().memory_retain(pointer);
     return {pointer, pointer, &release, device};
   }
@@ -159,11 +172,19 @@ c10::DataPtr share_memory(const c10::Storage& storage, c10::Device device) {
   return {pointer, owner.release(), [](void* held) { delete static_cast<c10::Storage*>(held); }, device};
 }
 
-bool is_ours(const c10::Storage& storage) { return storage.data_ptr().get_deleter() == &release; }
+bool is_ours(const c10::DataPtr& memory) {
+  return C10_LIKELY(memory.get_deleter() == &release) || memory.get_deleter() == &release_watched;
+}
+
+void set_watcher(const Watcher& chosen) { watcher = chosen; }
+bool is_watched(const c10::DataPtr& memory) { return memory.get_deleter() == &release_watched; }
+void watch(const c10::DataPtr& memory) {
+  const_cast<c10::DataPtr&>(memory).compare_exchange_deleter(&release, &release_watched);
+}
 
 bool lives_on(const c10::StorageImpl& storage, int card) {
   if (storage.nbytes() == 0) return true;
-  if (storage.data_ptr().get_deleter() != &release) return false;
+  if (!is_ours(storage.data_ptr())) return false;
   int home = kHostMemory;
   void* block = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get();
   if (C10_UNLIKELY(may_be_pooled(block)) && pools().card(block, &home) == kSuccess) return home == card;

@@ -21,7 +21,17 @@ c10::DataPtr allocate_on_card(int card, std::size_t nbytes);
 c10::DataPtr share_memory(const c10::Storage& storage, c10::Device device);
 
 // Whether the memory came from the allocators here: no code of somebody else runs when its last owner is gone.
-bool is_ours(const c10::Storage& storage);
+bool is_ours(const c10::DataPtr& memory);
+
+// A watcher is told when memory is made on a card while side streams exist (true: this memory is to be watched), and
+// when the tensors of watched memory are gone; aliases of it do not count.
+struct Watcher {
+  bool (*made)(int card, void* block);
+  void (*freed)(void* block);
+};
+void set_watcher(const Watcher& watcher);
+bool is_watched(const c10::DataPtr& memory);
+void watch(const c10::DataPtr& memory);
 
 // Whether the memory is a block of `card`, or none at all.
 bool lives_on(const c10::StorageImpl& storage, int card);

@@ -14,6 +14,7 @@
 #include "vcard_alias.hpp"
 #include "vcard_card.hpp"
 #include "vcard_copy.hpp"
+#include "vcard_hazards.hpp"
 #include "vcard_memory.hpp"
 #include "vcard_operators.hpp"
 
@@ -85,7 +86,9 @@ Tensor copy_from_and_resize(const Tensor& source, const Tensor& target) {
   return copy_from(source, target, false);
 }
 
-void record_stream(Tensor&, c10::Stream) {}
+void record_stream(Tensor& tensor, c10::Stream stream) {
+  if (hazards_are_watched()) note_allowed(tensor.storage().data_ptr(), stream);
+}
 
 // ---- renaming
 

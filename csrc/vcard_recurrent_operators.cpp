@@ -24,6 +24,7 @@
 #include "vcard_alias.hpp"
 #include "vcard_autocast.hpp"
 #include "vcard_card.hpp"
+#include "vcard_hazards.hpp"
 #include "vcard_operators.hpp"
 #include "vcard_streams.hpp"
 
@@ -134,6 +135,7 @@ class CallOnCpu {
     TORCH_CHECK(card_ == tensor.device().index(),
                 "Expected all tensors to be on the same device, but found at least two devices, ", device_of(card_),
                 " and ", tensor.device(), "!");
+    if (C10_UNLIKELY(hazards_are_watched())) note_use(tensor, current_stream(card_));
     Tensor alias = cpu_alias(tensor);
     if (records_) share_version(tensor, alias);
     if (records_ && tensor.requires_grad()) {

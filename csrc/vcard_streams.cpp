@@ -114,7 +114,7 @@ void wait_for_event(Event event, const c10::Stream& stream) {
   check(status, failure, "to wait for an event");
 }
 
-void finish_stream(const c10::Stream& stream) {
+void drain_stream(const c10::Stream& stream) {
   if (!is_side(stream)) return;
   CopyFailure failure{};
   int status = kSuccess;
@@ -125,7 +125,7 @@ void finish_stream(const c10::Stream& stream) {
   check(status, failure, "to finish a stream");
 }
 
-void finish_event(Event event) {
+void drain_event(Event event) {
   CopyFailure failure{};
   int status = kSuccess;
   {
@@ -135,7 +135,7 @@ void finish_event(Event event) {
   check(status, failure, "to finish an event");
 }
 
-void finish_card(int card) {
+void drain_card(int card) {
   CopyFailure failure{};
   int status = kSuccess;
   {
@@ -150,8 +150,8 @@ void wait_for_arrival(const LinkPassage& passage) {
   host().link_end(&passage);
 }
 
-void finish_current_stream(int card) {
-  if (current_ids[card] != 0) finish_stream(current_stream(card));
+void drain_current_stream(int card) {
+  if (current_ids[card] != 0) drain_stream(current_stream(card));
 }
 
 void raise_link_failed(const CopyFailure& failure) {

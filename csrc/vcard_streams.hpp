@@ -28,15 +28,15 @@ void wait_for_event(Event event, const c10::Stream& stream);  // the stream wait
 void wait_for_stream(const c10::Stream& waiting, const c10::Stream& awaited);  // for all that is in it so far
 
 // These make the caller wait, without the interpreter's lock, and raise if a copy failed.
-void finish_stream(const c10::Stream& stream);
-void finish_event(Event event);
-void finish_card(int card);
+void drain_stream(const c10::Stream& stream);
+void drain_event(Event event);
+void drain_card(int card);
 void wait_for_arrival(const LinkPassage& passage);
 
 // What an operator of `card` does before it runs.
-void finish_current_stream(int card);
+void drain_current_stream(int card);
 inline void before_operator(int card) {
-  if (C10_UNLIKELY(side_streams_exist.load(std::memory_order_relaxed))) finish_current_stream(card);
+  if (C10_UNLIKELY(side_streams_exist.load(std::memory_order_relaxed))) drain_current_stream(card);
 }
 
 // torch.AcceleratorError, with the code that CUDA has for a broken NVLink.

@@ -236,6 +236,21 @@ def stream(stream: torch.Stream) -> torch.Stream:
     return stream
 
 
+def hazards() -> list[str]:
+    """What would corrupt memory on GPUs: tensors freed while another stream may still use them, a sentence each.
+
+    A use in another stream than the tensor's own must be over, to the knowledge of that stream or of the program
+    (through events and waiting), or be announced by `tensor.record_stream`, before the tensor is freed. It does not
+    matter how fast the copies are. Uses are watched from the first side stream on; at most 100 sentences are kept.
+    """
+    return list(torch.ops.vcard.hazards())
+
+
+def reset_hazards() -> None:
+    """Forget the hazards found so far."""
+    torch.ops.vcard.reset_hazards()
+
+
 # ---- what torch asks
 
 
