@@ -18,7 +18,17 @@ struct Entered {
 };
 
 thread_local std::vector<Entered> entered_here;
-thread_local int entered_count = 0;  // needs no construction, so that asking costs one load
+
+struct Span {
+  const Entered* first;
+  const Entered* end;
+};
+
+// Where they are. Every allocation asks, and in this model of thread storage asking is one load; 16 bytes are little
+// enough of what libraries opened at run time may have of it.
+__attribute__((tls_model("initial-exec"))) thread_local Span pools_here{nullptr, nullptr};
+
+void look_again() { pools_here = {entered_here.data(), entered_here.data() + entered_here.size()}; }
 
 }  // namespace
 
@@ -26,7 +36,7 @@ int enter_pool(std::shared_ptr<Pool> pool, int home) {
   static std::atomic<int> last_token{0};
   const int token = ++last_token;
   entered_here.push_back({token, std::move(pool), home});
-  ++entered_count;
+  look_again();
   pool_activity().fetch_add(1, std::memory_order_relaxed);
   return token;
 }
@@ -36,16 +46,16 @@ int leave_pool(int token) {
     set_pool_message("pools are left in the order opposite to the one they were entered in, by the same thread");
     return kInvalidValue;
   }
-  --entered_count;
   pool_activity().fetch_sub(1, std::memory_order_relaxed);
   const Entered left = std::move(entered_here.back());
   entered_here.pop_back();
+  look_again();
   return kSuccess;
 }
 
 ActivePool active_pool(int ordinal) {
-  if (entered_count == 0) return {nullptr, kHostMemory};
-  for (auto entered = entered_here.rbegin(); entered != entered_here.rend(); ++entered) {
+  for (const Entered* entered = pools_here.end; entered != pools_here.first;) {
+    --entered;
     Pool* pool = entered->pool.get();
     const int card = entered->home == kHostMemory ? pool->card_of_ordinal(ordinal) : entered->home;
     if (card != kHostMemory && pool->ordinal(card) == ordinal) return {pool, card};
@@ -53,6 +63,6 @@ ActivePool active_pool(int ordinal) {
   return {nullptr, kHostMemory};
 }
 
-Pool* innermost_pool() { return entered_count == 0 ? nullptr : entered_here.back().pool.get(); }
+Pool* innermost_pool() { return pools_here.end == pools_here.first ? nullptr : pools_here.end[-1].pool.get(); }
 
 }  // namespace poolrt
