@@ -73,6 +73,7 @@ struct DriverTable {
   int (*event_destroy)(Event event);
   int (*drain)(int card);  // waits for all the work of the card
   // Has been done when it returns. Source and target each lie in one place: a copy of more is made piece by piece.
+  // The HOST driver lets a copy between pages of two places go over their link, and takes other memory as being near.
   int (*copy)(Address target, Address source, std::size_t nbytes);
 };
 
@@ -184,7 +185,7 @@ struct HostTable {
 
   // A directed link joins two cards, or a card and the host. It carries one copy at a time, in the order in which they
   // become ready; the two directions between two places are two links, and all links work at the same time. configure
-  // takes models and faults away.
+  // takes models, faults and failures that were not told away.
   //
   //     0 -> 1    | latency | copy a ........... | latency | copy b ........... |
   //     1 -> 0    | latency | copy c ... |                         time goes right

@@ -106,6 +106,7 @@ int configure(int cards, const std::size_t* capacities) {
   if (cards < 1 || cards > kMaxCards) return kInvalidValue;
   machine().configure(cards, capacities);
   host_driver::links().reset();
+  host_driver::forget_failures();
   return kSuccess;
 }
 

@@ -14,6 +14,7 @@
 
 #include "host_address_map.hpp"
 #include "host_address_range.hpp"
+#include "host_links.hpp"
 #include "host_machine.hpp"
 #include "host_page_file.hpp"
 
@@ -131,8 +132,8 @@ class HostPages {
     return mapping != map_.mappings.end() && (mapping->second.allowed & bit_of(place)) != 0;
   }
 
-  // Memory outside of every range is somebody's ordinary memory.
-  bool may_copy(Address at, std::size_t nbytes) {
+  // Memory outside of every range is somebody's ordinary memory, in a place that only he knows.
+  bool may_copy(Address at, std::size_t nbytes, std::optional<int>* place) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (map_.outside_of_ranges(at, nbytes)) return true;
     const auto first = map_.holding(at);
@@ -142,6 +143,7 @@ class HostPages {
       if (mapping->second.place != first->second.place) return false;
       next = mapping->first + mapping->second.nbytes;
     }
+    *place = first->second.place;
     return true;
   }
 
@@ -226,9 +228,16 @@ int set_access(Address at, std::size_t nbytes, const int* cards, int count) {
 
 int copy(Address target, Address source, std::size_t nbytes) {
   if (nbytes == 0) return kSuccess;
-  if (!all_pages().may_copy(target, nbytes) || !all_pages().may_copy(source, nbytes)) return kInvalidValue;
-  std::memmove(reinterpret_cast<void*>(target), reinterpret_cast<const void*>(source), nbytes);
-  return kSuccess;
+  std::optional<int> from;
+  std::optional<int> to;
+  if (!all_pages().may_copy(target, nbytes, &to) || !all_pages().may_copy(source, nbytes, &from)) return kInvalidValue;
+  LinkPassage passage{0, kNoByte};
+  const int status = from && to ? link_begin(*from, *to, nbytes, &passage) : kSuccess;
+  if (status != kSuccess) return status;
+  auto* bytes = reinterpret_cast<unsigned char*>(target);
+  std::memmove(bytes, reinterpret_cast<const void*>(source), nbytes);
+  if (passage.wrong_byte != kNoByte) bytes[passage.wrong_byte] ^= 0xff;
+  return link_end(&passage);
 }
 
 int access(Address at, int card, int* allowed) {

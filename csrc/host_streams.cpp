@@ -5,11 +5,11 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "host_carrier.hpp"
+#include "host_handles.hpp"
 #include "host_links.hpp"
 #include "host_machine.hpp"
 #include "host_stream.hpp"
@@ -38,27 +38,27 @@ class HostStreams {
 
   int destroy(Stream stream) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = streams_.find(stream);
-    if (found == streams_.end()) return kInvalidHandle;
-    if (!found->second->empty() || stream == default_[found->second->card()]) return kInvalidValue;
-    streams_.erase(found);
+    const StreamPointer state = streams_.find(stream);
+    if (!state) return kInvalidHandle;
+    if (!state->empty() || is_default(*state, stream)) return kInvalidValue;
+    streams_.erase(stream);
     return kSuccess;
   }
 
   int hold(Stream stream) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = streams_.find(stream);
-    if (found == streams_.end()) return kInvalidHandle;
-    found->second->hold(Clock::now());
+    const StreamPointer state = streams_.find(stream);
+    if (!state) return kInvalidHandle;
+    state->hold(Clock::now());
     return kSuccess;
   }
 
   int pass(Stream stream) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = streams_.find(stream);
-    if (found == streams_.end()) return kInvalidHandle;
-    found->second->let_go();
-    return go_on({found->second});
+    const StreamPointer state = streams_.find(stream);
+    if (!state) return kInvalidHandle;
+    state->let_go();
+    return go_on({state});
   }
 
   // An idle stream's copy over a link that takes no time is made here and now, with no thread and no queue.
@@ -83,9 +83,8 @@ class HostStreams {
   int wait(int card, Stream stream, Event event, CopyFailure* failure) {
     std::unique_lock<std::mutex> lock(mutex_);
     const StreamPointer state = find(card, stream);
-    const auto found = events_.find(event);
-    if (!state || found == events_.end()) return kInvalidHandle;
-    const EventPointer awaited = found->second;
+    const EventPointer awaited = events_.find(event);
+    if (!state || !awaited) return kInvalidHandle;
     if (is_default(*state, stream)) return wait_for(lock, *awaited, failure);
     state->put({Work::Kind::kWait, Clock::now(), awaited});
     return go_on({state});
@@ -96,41 +95,37 @@ class HostStreams {
     const StreamPointer state = find(card, stream);
     if (!state) return kInvalidHandle;
     const auto made = std::make_shared<HostEvent>();
-    const Event handle = new_handle();
-    events_.emplace(handle, made);
-    *event = handle;
+    *event = events_.add(made);
     state->put({Work::Kind::kRecord, Clock::now(), made});
     return go_on({state});
   }
 
   int passed(Event event, int* passed) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = events_.find(event);
-    if (found == events_.end()) return kInvalidHandle;
-    *passed = found->second->passed ? 1 : 0;
+    const EventPointer asked = events_.find(event);
+    if (!asked) return kInvalidHandle;
+    *passed = asked->passed ? 1 : 0;
     return kSuccess;
   }
 
   int finish_event(Event event, CopyFailure* failure) {
     std::unique_lock<std::mutex> lock(mutex_);
-    const auto found = events_.find(event);
-    if (found == events_.end()) return kInvalidHandle;
-    const EventPointer awaited = found->second;
-    return wait_for(lock, *awaited, failure);
+    const EventPointer awaited = events_.find(event);
+    return awaited ? wait_for(lock, *awaited, failure) : kInvalidHandle;
   }
 
   int time(Event event, std::int64_t* passed_ns) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = events_.find(event);
-    if (found == events_.end()) return kInvalidHandle;
-    if (!found->second->passed) return kNotFound;
-    *passed_ns = std::chrono::nanoseconds(found->second->passed_at.time_since_epoch()).count();
+    const EventPointer asked = events_.find(event);
+    if (!asked) return kInvalidHandle;
+    if (!asked->passed) return kNotFound;
+    *passed_ns = std::chrono::nanoseconds(asked->passed_at.time_since_epoch()).count();
     return kSuccess;
   }
 
   int forget(Event event) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return events_.erase(event) == 1 ? kSuccess : kInvalidHandle;
+    return events_.erase(event) ? kSuccess : kInvalidHandle;
   }
 
   int is_empty(int card, Stream stream, int* empty) {
@@ -165,6 +160,12 @@ class HostStreams {
     return kSuccess;
   }
 
+  void forget_failures() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    CopyFailure untold{};
+    for (const auto& [handle, stream] : streams_) told(stream->failure(), &untold);
+  }
+
   int default_of(int card, Stream* stream) {
     *stream = default_[card];
     return kSuccess;
@@ -177,18 +178,11 @@ class HostStreams {
   }
 
  private:
-  Stream add(int card) {
-    const Stream made = new_handle();
-    streams_.emplace(made, std::make_shared<HostStream>(card));
-    return made;
-  }
-
-  // A number, never used twice: a handle that was destroyed is recognised for ever.
-  void* new_handle() { return reinterpret_cast<void*>(++last_handle_); }
+  Stream add(int card) { return streams_.add(std::make_shared<HostStream>(card)); }
 
   StreamPointer find(int card, Stream stream) {
-    const auto found = streams_.find(stream == nullptr ? default_[card] : stream);
-    return found == streams_.end() || found->second->card() != card ? nullptr : found->second;
+    const StreamPointer found = streams_.find(stream == nullptr ? default_[card] : stream);
+    return found && found->card() == card ? found : nullptr;
   }
 
   bool is_default(const HostStream& state, Stream stream) const {
@@ -247,9 +241,8 @@ class HostStreams {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::uintptr_t last_handle_ = 0;
-  std::unordered_map<Stream, StreamPointer> streams_;
-  std::unordered_map<Event, EventPointer> events_;
+  Handles<HostStream> streams_;
+  Handles<HostEvent> events_;
   std::array<Stream, kMaxCards> default_{};
 };
 
@@ -294,6 +287,7 @@ int event_time(Event event, std::int64_t* passed_ns) { return streams().time(eve
 int event_destroy(Event event) { return streams().forget(event); }
 int drain(int card) { return with(card, &HostStreams::drain); }
 
+void forget_failures() { streams().forget_failures(); }
 void count_streams(PageState* state) { streams().count(state); }
 
 }  // namespace poolrt::host_driver

@@ -26,6 +26,7 @@ int event_time(Event event, std::int64_t* passed_ns);
 int event_destroy(Event event);
 int drain(int card);
 
+void forget_failures();  // no stream has one to tell any more
 void count_streams(PageState* state);
 
 }  // namespace poolrt::host_driver

@@ -77,6 +77,7 @@ class Crossing {
     copy.done = [](void* memory) { delete static_cast<Memory*>(memory); };
     copy.context = memory.release();
     const int status = host().stream_copy(stream.device_index(), handle_of(stream), &copy);
+    if (status == kInvalidDevice || status == kInvalidHandle) copy.done(copy.context);  // it was not taken
     TORCH_CHECK(status == kSuccess, "vcard: a copy could not be queued: ", host().driver.status_name(status));
     if (other) wait_and_note(*other, stream);
   }

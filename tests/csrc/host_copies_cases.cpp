@@ -189,9 +189,8 @@ CASE(the_default_stream_makes_its_caller_wait) {
   Bytes a;
   queue(stream, copy_of(ones, a));
   const Event event = record(stream);
-  EXPECT(!passed(event));
   EXPECT_OK(wait(nullptr, event));
-  EXPECT(a.all(1));
+  EXPECT(passed(event) && a.all(1));
   const StreamCopy copy = copy_of(ones, a);
   EXPECT(host().stream_copy(0, nullptr, &copy) == kInvalidValue);
   destroy({event}, {stream});
@@ -316,6 +315,20 @@ CASE(a_failure_goes_on_to_streams_that_waited) {
   EXPECT(host().card_finish(0, &failure) == kLinkFailed && failure.nbytes == kNbytes);
   EXPECT_OK(host().card_finish(0, &failure));
   destroy({event, after}, {first, second});
+}
+
+CASE(cards_configured_anew_know_of_no_failure) {
+  configure({kMiB, kMiB});
+  const Stream stream = create_stream(0);
+  const Bytes ones(1);
+  Bytes a;
+  kill(0, 1);
+  queue(stream, copy_of(ones, a));
+  configure({kMiB, kMiB});
+  EXPECT_OK(finish(stream));
+  queue(stream, copy_of(ones, a));
+  EXPECT(a.all(1));
+  destroy({}, {stream});
 }
 
 CASE(a_lie_is_one_wrong_byte) {

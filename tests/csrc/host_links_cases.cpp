@@ -148,6 +148,36 @@ CASE(links_and_figures_that_cannot_be) {
   EXPECT(begin(0, 1, kMiB).arrival_ns > 0);
 }
 
+//     range:   | pages of card 0 | host pages |     copied from one to the other
+CASE(a_copy_between_pages_of_two_places_crosses_their_link) {
+  constexpr std::size_t kPage = 2 * kMiB;
+  configure({kPage, kPage});
+  const poolrt::Address range = reserve(2 * kPage);
+  const std::vector<poolrt::Pages> pages = {create(0, kPage), create(kHostMemory, kPage)};
+  for (std::size_t i = 0; i < 2; ++i) EXPECT_OK(driver().map(range + i * kPage, kPage, pages[i]));
+  EXPECT_OK(set_access(range, 2 * kPage, {0}));
+  auto* bytes = reinterpret_cast<unsigned char*>(range);
+  bytes[0] = bytes[500] = 7;
+  EXPECT_OK(driver().copy(range + kPage, range, 1000));
+  EXPECT_OK(driver().copy(range + 1000, range, 1000));
+  EXPECT(state(0, kHostMemory).copies == 1 && state(0, kHostMemory).nbytes == 1000);
+  set_fault(0, kHostMemory, {kLinkLies, kMiddleByte, 0, kNoLimit, kNoLimit});
+  EXPECT_OK(driver().copy(range + kPage, range, 1000));
+  EXPECT(bytes[kPage] == 7 && bytes[kPage + 500] != 7);
+  set_fault(0, kHostMemory, {kLinkDies, 0, 0, 0, kNoLimit});
+  EXPECT(driver().copy(range + kPage, range, 1000) == kLinkFailed);
+  set_model(kHostMemory, 0, 1e5);
+  const auto before = std::chrono::steady_clock::now();
+  EXPECT_OK(driver().copy(range, range + kPage, 1000));
+  EXPECT(std::chrono::steady_clock::now() - before >= std::chrono::milliseconds(10));
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_OK(driver().unmap(range + i * kPage, kPage));
+    EXPECT_OK(driver().pages_release(pages[i]));
+  }
+  EXPECT_OK(driver().range_free(range, 2 * kPage));
+  EXPECT(nothing_is_left());
+}
+
 CASE(threads_share_a_link) {
   configure({kMiB, kMiB});
   set_model(0, 1, 1e12);

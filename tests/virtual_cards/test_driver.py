@@ -101,6 +101,9 @@ def test_a_stream_is_held_and_let_go(driver):
         (lambda driver: driver.stream_hold(0), "INVALID_HANDLE"),
         (lambda driver: driver.set_fault(at_call=0), "INVALID_VALUE"),
         (lambda driver: driver.configure([]), "INVALID_VALUE"),
+        (lambda driver: _C.link_state(0, 2), "INVALID_DEVICE"),
+        (lambda driver: _C.link_set_model(0, 0, 1e9), "INVALID_DEVICE"),
+        (lambda driver: _C.link_set_fault(0, 1, 7), "INVALID_VALUE"),
         (lambda driver: driver.configure([MIB] * (_C.MAX_CARDS + 1)), "INVALID_VALUE"),
     ],
 )

@@ -138,7 +138,7 @@ def test_an_event_stands_for_its_last_record(side):
 
 
 def test_an_operator_in_a_side_stream_comes_after_what_is_queued(side):
-    links.set_link(None, 0, bytes_per_s=50 * MIB)
+    links.set_link(None, 0, bytes_per_s=5 * MIB)
     x = ones()
     with side:
         y = x.to("vcard:0", non_blocking=True)
@@ -181,7 +181,7 @@ def test_what_cannot_be_queued_is_done_at_once(side):
 
 
 def test_the_whole_card_is_waited_for(side):
-    links.set_link(0, None, bytes_per_s=50 * MIB)
+    links.set_link(0, None, bytes_per_s=5 * MIB)
     x, y = ones("vcard:0"), torch.zeros(NUMEL)
     with side:
         y.copy_(x, non_blocking=True)
