@@ -1,6 +1,6 @@
 """Several GPUs train one PyTorch model as if they were one card with the sum of their memory."""
 
-from poolrt.api import discover, logical, plan, report, shard, verify, virtual
+from poolrt.api import copy, discover, logical, plan, report, shard, verify, virtual
 from poolrt.errors import PoolrtError
 from poolrt.memory.dlpack import exported
 from poolrt.memory.extent import Extent, PoolStats
@@ -28,6 +28,7 @@ __all__ = [
     "SplitWarning",
     "Topology",
     "Verification",
+    "copy",
     "discover",
     "exported",
     "logical",

@@ -30,9 +30,13 @@ from poolrt.topology.host_memory import available_nbytes
 from poolrt.topology.request import CudaRequest, LogicalRequest, VirtualRequest, parse_cards
 from poolrt.topology.route import route
 from poolrt.topology.topology import Topology
+from poolrt.transfer import devices
+from poolrt.transfer.copy import copy
 from poolrt.units import parse_nbytes
 from poolrt.verification import Verification, verify_step
 from poolrt.virtual_cards import backend, links
+
+__all__ = ["copy", "discover", "logical", "plan", "report", "shard", "verify", "virtual"]
 
 DEFAULT_VIRTUAL_CARDS = 2
 DEFAULT_VIRTUAL_MEMORY = "4GiB"
@@ -109,6 +113,7 @@ def virtual(
     backend.configure([card.memory_bytes for card in topology.cards], refused)
     if paced:
         links.pace(topology)
+    devices.renew(topology)
     return topology
 
 
@@ -239,6 +244,7 @@ def shard(
         spill=_spill(spill),
         host_bytes=_host_bytes(),
     )
+    devices.know(topology)
     Pooled(model, topology, options, plan).start(call)
     return model
 

@@ -42,3 +42,7 @@ class PoolError(PoolrtError, RuntimeError):
 
 class BuildError(PoolrtError, RuntimeError):
     """The virtual-card backend could not be compiled; the message holds the compiler's words."""
+
+
+class TransferError(PoolrtError, RuntimeError):
+    """A copy between cards that cannot be made right; the message says what to do."""

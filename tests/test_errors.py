@@ -14,6 +14,7 @@ KINDS = {
     errors.DriverError: RuntimeError,
     errors.PoolError: RuntimeError,
     errors.BuildError: RuntimeError,
+    errors.TransferError: RuntimeError,
 }
 
 

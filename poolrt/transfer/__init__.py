@@ -1,0 +1,1 @@
+"""How bytes move: routes, copies between cards, the bounce ring through the host."""

@@ -1,0 +1,119 @@
+"""The form of tensors: which copies are plain copies of bytes, and which would write over themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from poolrt.errors import ConfigurationError
+
+
+def as_bytes(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both as flat bytes, where copying those is the same as `target.copy_(source)`; otherwise None."""
+    if source.dtype != target.dtype or not (_is_literal(source) and _is_literal(target)):
+        return None
+    same = source.stride() == target.stride() and _is_dense(source)
+    if not same and not (source.is_contiguous() and target.is_contiguous()):
+        return None
+    return _flat(source), _flat(target)
+
+
+def literal_target(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The same copy with a target whose memory holds its values: writing x into conj(y) is writing conj(x) into y."""
+    if target.is_conj():
+        source, target = source.conj(), target.conj()
+    if target.is_neg():
+        source, target = torch._neg_view(source), torch._neg_view(target)
+    return source, target
+
+
+def _is_literal(tensor: Tensor) -> bool:
+    """Whether its memory holds its values: not so a lazily conjugated or negated one."""
+    return not (tensor.is_conj() or tensor.is_neg() or tensor._is_zerotensor())
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether its elements fill one range of memory, each in a place of its own."""
+    expected = 1
+    for stride, size in sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def check_pair(source: Tensor, target: Tensor) -> None:
+    """Refuse what cannot be copied element by element.
+
+    Raises:
+        ConfigurationError: for tensors of different shapes, a target whose elements share memory, or two that overlap.
+    """
+    if source.shape != target.shape:
+        raise ConfigurationError(
+            f"copy() needs two tensors of one shape, got {tuple(source.shape)} to copy and {tuple(target.shape)} to "
+            "write; expand or reshape the source first"
+        )
+    if target.numel() > 1 and not _is_injective(target):
+        raise ConfigurationError(
+            f"several elements of the target share one place in memory (shape {tuple(target.shape)}, strides "
+            f"{target.stride()}); write into a tensor of its own, such as target.clone()"
+        )
+    if _overlap(source, target):
+        raise ConfigurationError(
+            f"source and target overlap in memory (both on {target.device}, shape {tuple(target.shape)}); "
+            "copy from source.clone()"
+        )
+
+
+def is_same_memory(source: Tensor, target: Tensor) -> bool:
+    """Whether they are two names of the same elements in the same order."""
+    return (
+        source.device == target.device
+        and source.data_ptr() == target.data_ptr()
+        and source.dtype == target.dtype
+        and source.stride() == target.stride()
+        and _is_literal(source) == _is_literal(target)
+    )
+
+
+def _is_injective(tensor: Tensor) -> bool:
+    """Whether no two elements share a place."""
+    reach = 0  # of the dimensions so far, in elements
+    for stride, size in sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return _places(tensor).unique().numel() == tensor.numel()
+            reach += (size - 1) * stride
+    return True
+
+
+def _overlap(source: Tensor, target: Tensor) -> bool:
+    if source.device != target.device or source.numel() == 0 or is_same_memory(source, target):
+        return False
+    (first, end), (other, other_end) = _range(source), _range(target)
+    if end <= other or other_end <= first:
+        return False
+    if source.itemsize != target.itemsize or (other - first) % source.itemsize:
+        return True
+    shift = (other - first) // source.itemsize
+    return bool(torch.isin(_places(source), _places(target) + shift).any())
+
+
+def _range(tensor: Tensor) -> tuple[int, int]:
+    """Its first address, and the one behind its last byte."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    begin = tensor.data_ptr()
+    return begin, begin + (reach + 1) * tensor.itemsize
+
+
+def _places(tensor: Tensor) -> Tensor:
+    """The offset of every element from the first one, in elements, on the host."""
+    offsets = torch.zeros(1, dtype=torch.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        offsets = (offsets.unsqueeze(-1) + torch.arange(size) * stride).flatten()
+    return offsets

@@ -1,0 +1,52 @@
+r"""Side streams: copies run in streams of their own, so that they neither wait for a card's work nor hold it up.
+
+    card's stream   [layer] o ......................  [next layer of another micro-batch]
+                             \ event
+    side stream               '-> [copy] o
+                                          \ event
+    other card's stream                    '-> [layer that reads the copy]
+
+One code path for GPUs and virtual cards: torch's generic streams and events.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+_streams: dict[tuple[torch.device, str], torch.Stream] = {}
+_lock = threading.Lock()
+
+
+def side_stream(device: torch.device, purpose: str) -> torch.Stream:
+    """The stream of `device` for `purpose`: always the same one. Streams are in order, so one purpose is one queue."""
+    key = (device, purpose)
+    stream = _streams.get(key)
+    if stream is None:
+        with _lock:
+            stream = _streams.setdefault(key, torch.Stream(device=device))
+    return stream
+
+
+def current_stream(device: torch.device) -> torch.Stream:
+    """The stream this thread's work on `device` goes to."""
+    stream: torch.Stream = torch.get_device_module(device).current_stream(device)
+    return stream
+
+
+def mark(device: torch.device) -> torch.Event:
+    """The moment at which all that this thread's stream of `device` was given until now has been done."""
+    return current_stream(device).record_event()
+
+
+def runs_beside(source: torch.device, target: torch.device) -> bool:
+    """Whether a copy from card to card goes on while the cards work, so that it pays to start it early."""
+    return source.type == target.type == "cuda"
+
+
+def release(device_type: str) -> None:
+    """Let go of the streams of these devices."""
+    with _lock:
+        for key in [key for key in _streams if key[0].type == device_type]:
+            del _streams[key]
