@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from poolrt.runtime.place import Placement, Slot
+from poolrt.transfer.move import move
 
 
 @dataclass
@@ -35,7 +36,7 @@ class _StandIns:
         """
         key = (device, len(self.aliases) if self.uses > 2 else 0)
         if key not in self.aliases:
-            self.aliases[key] = nn.Parameter(self.parameter.detach().to(device), requires_grad=learns)
+            self.aliases[key] = nn.Parameter(move(self.parameter.detach(), device), requires_grad=learns)
         return self.aliases[key]
 
     def take_gradient(self) -> Tensor | None:
@@ -44,7 +45,7 @@ class _StandIns:
         for alias in reversed(self.aliases.values()):
             gradient, alias.grad = alias.grad, None
             if gradient is not None:
-                gradient = gradient.to(self.parameter.device)
+                gradient = move(gradient, self.parameter.device)
                 total = gradient if total is None else total.add_(gradient)
         return total
 

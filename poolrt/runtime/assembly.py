@@ -11,6 +11,7 @@ from torch import Tensor
 
 from poolrt.runtime.microbatch import OutputRule
 from poolrt.runtime.trees import Tree
+from poolrt.transfer.copy import carry
 
 
 class Assembly:
@@ -46,7 +47,7 @@ class Assembly:
             return
         if [size for d, size in enumerate(part.shape) if d != dim] != expected:
             return
-        whole.narrow(dim, rows * sum(self._sizes[:micro_batch]), part.shape[dim]).copy_(part)
+        carry(part, whole.narrow(dim, rows * sum(self._sizes[:micro_batch]), part.shape[dim]))
         with self._lock:
             self._filled[index] += 1
 

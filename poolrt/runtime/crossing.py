@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,11 @@ from torch import Tensor
 
 from poolrt.runtime.merge_rule import carry_story
 from poolrt.runtime.trees import is_plain, map_tensors
+from poolrt.transfer.move import Arrival, move, moved, start
+from poolrt.transfer.streams import runs_beside
+
+Flights = dict[int, Arrival]
+"""copies on their way, by id of the tensor"""
 
 
 class Crossings:
@@ -44,13 +49,35 @@ class Crossings:
         source, copies = self._copies.get(_key(tensor), (None, {}))
         return copies if source is not None and source() is tensor else {}
 
-    def move(self, tensor: Tensor, device: torch.device, source: Tensor | None = None) -> Tensor:
+    def send(
+        self, tensors: Sequence[Tensor], device: torch.device, given: Mapping[torch.device, torch.Event]
+    ) -> Flights:
+        """Start to copy what has to cross to `device`, as far as links take time; nobody need hold that card.
+
+        Args:
+            tensors: what will be read there.
+            device: where to.
+            given: by device, when the tensors of the card that was just left are there.
+        """
+        flights: Flights = {}
+        for tensor in tensors:
+            source = self.latest(tensor)
+            if id(tensor) not in flights and runs_beside(source.device, device) and self.find(tensor, device) is None:
+                flights[id(tensor)] = start(source, device, given.get(source.device))
+        return flights
+
+    def fetch(self, tensor: Tensor, device: torch.device, flights: Flights) -> Tensor:
+        """The values of `tensor` on `device`, without history: what has arrived, or a copy made now."""
+        arrival = flights.pop(id(tensor), None)
+        return moved(self.latest(tensor).detach(), device) if arrival is None else arrival.wait()
+
+    def move(self, tensor: Tensor, device: torch.device, arrived: Tensor | None = None) -> Tensor:
         """`tensor` on `device`: itself if it is there, else its one copy.
 
         Args:
             tensor: what to move.
             device: where to.
-            source: the tensor to copy from, where autograd must see another one (a hop's output).
+            arrived: its copy, if that was made already (a hop's output).
         """
         tensor = self.current(tensor)
         if tensor.device == device:
@@ -58,7 +85,7 @@ class Crossings:
         found = self.find(tensor, device)
         if found is not None:
             return found
-        copy = carry_story(tensor, (self.latest(tensor) if source is None else source).to(device, non_blocking=True))
+        copy = carry_story(tensor, move(self.latest(tensor), device) if arrived is None else arrived)
         self._remember(tensor, device, copy)
         self.copied_tensors += 1
         self.copied_nbytes += copy.nbytes

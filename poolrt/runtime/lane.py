@@ -3,8 +3,14 @@
     forward    [card 0: embed block0 block1] -> hop -> [card 1: block2 block3 head, loss]
     backward   [card 0: ... ] <- hop <- [card 1: ...]
 
-A hop is an identity node of the autograd graph at each change of card. In backward it gives up one card and takes the
-one before, so both directions pass the same gates.
+A hop is the node of the autograd graph at each change of card: what needs a gradient is copied through it. In backward
+it gives up one card and takes the one before, so both directions pass the same gates.
+
+Where links take time, copies go on while the lane waits for its turn:
+
+    card 0   [lane 1: work] [lane 2: work]
+    link             [lane 1: copy]  [lane 2: copy]
+    card 1                          [lane 1: work] [lane 2: work]
 """
 
 from __future__ import annotations
@@ -19,12 +25,14 @@ import torch
 from torch import Tensor
 
 from poolrt.runtime.caps import Caps
-from poolrt.runtime.crossing import Crossings
+from poolrt.runtime.crossing import Crossings, Flights
 from poolrt.runtime.merge_rule import carry_story
 from poolrt.runtime.random_state import CardSeeds
 from poolrt.runtime.sever import alias
 from poolrt.runtime.trees import flatten
 from poolrt.runtime.turnstile import Admission, Ticket, Turnstile
+from poolrt.transfer.move import start
+from poolrt.transfer.streams import mark, runs_beside
 
 
 class Walker(Protocol):
@@ -126,22 +134,47 @@ class Lane:
         """Go to `card` and return `value` with its tensors there; what needs a gradient crosses through a hop."""
         if self.card == card:
             return self.crossings.move_all(value, self._devices[card])
-        came_from = self.card
+        came_from, device = self.card, self._devices[card]
+        given = self._given(device)
         self.leave()
         tree = flatten(value)  # while the card may still be another lane's
+        tensors = [self.crossings.current(tensor) for tensor in tree.tensors]
+        flights = {} if came_from is None else self.crossings.send(tensors, device, given)
         self.go(card)
         self.path.append(card)
-        device = self._devices[card]
-        hopped = {} if came_from is None else self._hopped(tree.tensors, came_from, device)
-        return tree.rebuild(self._arrived(t, device, hopped.get(i)) for i, t in enumerate(tree.tensors))
+        hopped = {} if came_from is None else self._hopped(tensors, came_from, device, flights)
+        return tree.rebuild(self._arrived(t, device, hopped.get(i), flights) for i, t in enumerate(tensors))
 
-    def _arrived(self, tensor: Tensor, device: torch.device, hopped: Tensor | None) -> Tensor:
+    def go_back(
+        self, card: int, gradients: Sequence[Tensor | None], devices: Sequence[torch.device]
+    ) -> list[Tensor | None]:
+        """Hold `card`; the gradients, each on its one of `devices`."""
+        given = self._given(self._devices[card])
+        if given:
+            self.leave()  # the card is free while the gradients are on their way
+        flights = [
+            None if gradient is None else start(gradient, device, given.get(gradient.device))
+            for gradient, device in zip(gradients, devices, strict=True)
+        ]
+        self.go(card)
+        return [None if flight is None else flight.wait() for flight in flights]
+
+    def _given(self, device: torch.device) -> dict[torch.device, torch.Event]:
+        """When what was made on the card held is there; nothing if copies to `device` are made at once."""
+        held = self.device
+        return {held: mark(held)} if held is not None and runs_beside(held, device) else {}
+
+    def _arrived(self, tensor: Tensor, device: torch.device, hopped: Tensor | None, flights: Flights) -> Tensor:
         # Cards that share one device copy nothing: there the hop's own output goes on, to keep its place in the graph.
-        if hopped is not None and hopped.device == device:
+        if hopped is not None and tensor.device == device:
             return carry_story(tensor, hopped)
+        if hopped is None and id(tensor) in flights:
+            hopped = self.crossings.fetch(tensor, device, flights)
         return self.crossings.move(tensor, device, hopped)
 
-    def _hopped(self, tensors: list[Tensor], came_from: int, device: torch.device) -> dict[int, Tensor]:
+    def _hopped(
+        self, tensors: list[Tensor], came_from: int, device: torch.device, flights: Flights
+    ) -> dict[int, Tensor]:
         """By index: the tensors that need a gradient, passed through one hop; what crossed before is left out."""
         if not torch.is_grad_enabled():
             return {}
@@ -153,22 +186,24 @@ class Lane:
         ]
         if not fresh:
             return {}
-        passed = Hop.apply(self, came_from, *[self.crossings.latest(tensors[i]) for i in fresh])
+        sources = [self.crossings.latest(tensors[i]) for i in fresh]
+        copies = [self.crossings.fetch(tensors[i], device, flights) for i in fresh]
+        passed = Hop.apply(self, came_from, copies, *sources)
         return dict(zip(fresh, passed, strict=True))
 
 
 class Hop(torch.autograd.Function):
-    """Identity; backward takes the lane to the card it came from before the gradient flows on."""
+    """From a tensor to its copy on another card; backward takes the lane to the card it came from, and the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, lane: Lane, came_from: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Aliases of the tensors."""
+    def forward(ctx: Any, lane: Lane, came_from: int, copies: Sequence[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The copies; aliases where they are the tensors themselves."""
         ctx.lane, ctx.came_from = lane, came_from
+        ctx.devices = [tensor.device for tensor in tensors]
         ctx.set_materialize_grads(False)
-        return tuple(alias(tensor) for tensor in tensors)
+        return tuple(alias(copy) for copy in copies)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        """The gradients, with the lane on the card the tensors came from."""
-        ctx.lane.go(ctx.came_from)
-        return (None, None, *gradients)
+        """The gradients where the tensors were, with the lane on the card it came from."""
+        return (None, None, None, *ctx.lane.go_back(ctx.came_from, gradients, ctx.devices))

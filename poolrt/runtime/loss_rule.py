@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from poolrt.runtime.rules import Denominator, Mean, Number, Rule, Sum
+from poolrt.transfer.move import move
 
 _CLASS_LOSSES: set[Callable[..., Any]] = {F.cross_entropy, F.nll_loss}
 LOSSES: set[Callable[..., Any]] = _CLASS_LOSSES | {
@@ -51,4 +52,4 @@ def _class_count(scores: Tensor, target: Tensor, kwargs: dict[str, Any]) -> Numb
         return target.numel() / scores.shape[1 if scores.dim() > 1 else 0]
     counted = target != kwargs.get("ignore_index", -100)
     weight = kwargs.get("weight")
-    return counted.sum() if weight is None else weight.to(target.device)[target[counted]].sum()
+    return counted.sum() if weight is None else move(weight, target.device)[target[counted]].sum()

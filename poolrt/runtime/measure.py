@@ -22,6 +22,7 @@ from poolrt.runtime.run_lanes import await_end
 from poolrt.runtime.thread_state import ThreadState
 from poolrt.runtime.trees import flatten, map_tensors
 from poolrt.topology.topology import Topology
+from poolrt.transfer.move import move
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def threads_per_lane(topology: Topology) -> int:
 def to_layer(layer: nn.Module, value: Any) -> Any:
     """`value` with its tensors where the parameters of `layer` are."""
     device = next(layer.parameters()).device
-    return map_tensors(value, lambda tensor: tensor.to(device))
+    return map_tensors(value, lambda tensor: move(tensor, device))
 
 
 def _plain(call: Call) -> Call:

@@ -15,6 +15,8 @@ from poolrt.runtime.closeness import is_close
 from poolrt.runtime.merge_rule import rule_of
 from poolrt.runtime.merge_weights import CannotMergeError, merge_weights
 from poolrt.runtime.trees import Leaf, Tree, flatten
+from poolrt.transfer.copy import carry
+from poolrt.transfer.move import move
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -98,16 +100,17 @@ def gather(
 
 def _merged(leaves: Sequence[Leaf], rule: OutputRule, weights: Sequence[float], device: torch.device | None) -> Tensor:
     parts = [leaf.tensor.detach() for leaf in leaves]
-    if rule.kind == "same" and any(not is_close(part.to(parts[0].device), parts[0]) for part in parts[1:]):
+    if rule.kind == "same" and any(not is_close(move(part, parts[0].device), parts[0]) for part in parts[1:]):
         raise CannotMergeError(f"output {leaves[0].path!r} was the same for every micro-batch, and now is not")
     target = parts[-1].device if device is None else device
     if rule.kind == "same" or len(parts) == 1:
-        return parts[0].to(target, copy=parts[0].dim() == 0)  # a loss is often changed in place
+        whole = move(parts[0], target)
+        return whole.clone() if whole is parts[0] and whole.dim() == 0 else whole  # a loss is often changed in place
     if rule.kind == "concatenate":
         return _concatenate(leaves[0].path, parts, rule.dim, target)
     # In fp64, whatever the parts are; a micro-batch in which nothing counts has a loss of 0/0 and no weight.
-    counted = [part.double().to(target) * weight for part, weight in zip(parts, weights, strict=True) if weight]
-    return torch.stack(counted or [parts[0].double().to(target)]).sum().to(parts[0].dtype)
+    counted = [move(part.double(), target) * weight for part, weight in zip(parts, weights, strict=True) if weight]
+    return torch.stack(counted or [move(parts[0].double(), target)]).sum().to(parts[0].dtype)
 
 
 def _concatenate(path: str, parts: Sequence[Tensor], dim: int, device: torch.device) -> Tensor:
@@ -118,7 +121,7 @@ def _concatenate(path: str, parts: Sequence[Tensor], dim: int, device: torch.dev
     shape[dim] = sum(part.shape[dim] for part in parts)
     whole = torch.empty(shape, dtype=parts[0].dtype, device=device)
     for target, part in zip(whole.split([part.shape[dim] for part in parts], dim), parts, strict=True):
-        target.copy_(part)
+        carry(part, target)
     return whole
 
 
@@ -145,7 +148,7 @@ def split_gradient(
     """The gradient of one whole output as gradients of the micro-batches' outputs, each on its output's device."""
     if rule.kind == "concatenate" and len(parts) > 1:
         pieces = gradient.split([part.shape[rule.dim] for part in parts], rule.dim)
-        return [piece.to(part.device) for piece, part in zip(pieces, parts, strict=True)]
+        return [move(piece, part.device) for piece, part in zip(pieces, parts, strict=True)]
     if rule.kind == "scalar" and len(parts) > 1:
-        return [(gradient * w).to(part.device) if w else None for w, part in zip(weights, parts, strict=True)]
-    return [gradient.to(parts[0].device), *[None] * (len(parts) - 1)]
+        return [move(gradient * w, part.device) if w else None for w, part in zip(weights, parts, strict=True)]
+    return [move(gradient, parts[0].device), *[None] * (len(parts) - 1)]

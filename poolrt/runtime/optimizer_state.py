@@ -27,6 +27,7 @@ from poolrt.planning.optimizers import optimizer_cost
 from poolrt.runtime.memory_watch import granular
 from poolrt.runtime.place import Placement
 from poolrt.runtime.spill import Spill
+from poolrt.transfer.move import move
 
 _pooled_parameters: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()  # by id
 _optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -163,7 +164,7 @@ def _bring_state(state: dict[str, Any] | None, parameter: nn.Parameter) -> None:
     """State made before the parameter went to its card goes there too; step counters stay where they are."""
     for name, value in (state or {}).items():
         if isinstance(value, Tensor) and value.dim() > 0 and value.device != parameter.device:
-            state[name] = value.to(parameter.device)  # type: ignore[index]
+            state[name] = move(value, parameter.device)  # type: ignore[index]
 
 
 def _reserve(optimizer: Optimizer, spills: Iterable[Spill] = ()) -> None:

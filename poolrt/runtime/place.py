@@ -14,6 +14,7 @@ from poolrt.runtime.caps import Caps
 from poolrt.runtime.layers import Layer
 from poolrt.runtime.spill import Spill
 from poolrt.runtime.trees import map_tensors
+from poolrt.transfer.move import move
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Placement:
                 key = (id(tensor), self.devices[card])
                 if key not in moved:
                     with self.on(card):
-                        moved[key] = tensor.to(key[1]) if rank is None or spill is None else spill.copy(tensor, card)
+                        moved[key] = move(tensor, key[1]) if rank is None or spill is None else spill.copy(tensor, card)
                 holder[name] = moved[key]
         for _rank, parameter, card in sorted(spilled.values(), key=lambda entry: entry[0]):
             assert spill is not None
@@ -116,7 +117,7 @@ class Placement:
     def to_first_card(self, value: Any) -> Any:
         """`value`, a batch say, with its tensors on the card where the model begins."""
         device = self.devices[self.first_card]
-        return map_tensors(value, lambda tensor: tensor.to(device))
+        return map_tensors(value, lambda tensor: move(tensor, device))
 
     def slots(self) -> list[Slot]:
         """Every place where a parameter stands."""
@@ -180,9 +181,9 @@ def move_parameter(parameter: nn.Parameter, device: torch.device) -> None:
     with torch.no_grad():
         gradient = parameter.grad
         parameter.grad = None
-        parameter.data = parameter.data.to(device)
+        parameter.data = move(parameter.data, device)
         if gradient is not None:
-            parameter.grad = gradient.to(device)
+            parameter.grad = move(gradient, device)
 
 
 def tensors_on_meta(model: nn.Module) -> list[str]:

@@ -44,6 +44,7 @@ from poolrt.runtime.splitting import Cut, Splitting
 from poolrt.runtime.step import Step
 from poolrt.runtime.trees import flatten, map_tensors
 from poolrt.topology.topology import Topology
+from poolrt.transfer.move import move
 
 
 class Pooled:
@@ -245,7 +246,7 @@ class Pooled:
         target = self._output_device(call)
         args, kwargs = self.placement.to_first_card(call)
         output = self._original(*args, **kwargs)
-        return output if target is None else map_tensors(output, lambda t: t.to(target))
+        return output if target is None else map_tensors(output, lambda t: move(t, target))
 
     def _run(self, call: Call, cut: Cut) -> Any:
         seeds = CardSeeds(self.devices) if self.model.training else None

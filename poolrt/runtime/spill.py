@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from poolrt.memory.pool import Pool
 from poolrt.planning.plan import Plan
 from poolrt.topology.topology import Topology
+from poolrt.transfer.move import move
 
 
 class Spill:
@@ -44,7 +45,7 @@ class Spill:
         parameter.grad = None
         parameter.data = values  # what it took until now, on a card or in another pool, is free from here on
         parameter.data = self.pool.like(values, home=home)
-        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        parameter.grad = None if gradient is None else move(gradient, parameter.device)
 
     def copy(self, tensor: Tensor, home: int) -> Tensor:
         """A buffer's values in the pool.

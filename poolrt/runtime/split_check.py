@@ -23,6 +23,7 @@ from poolrt.runtime.no_dropout import no_dropout
 from poolrt.runtime.orders import Orders
 from poolrt.runtime.step import Step
 from poolrt.runtime.trees import Leaf, Tree
+from poolrt.transfer.move import move
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _find_rule(whole: Leaf, parts: Sequence[Leaf], batch_dim: int) -> OutputRule
     for dim in sorted(dims, key=lambda d: d != batch_dim):
         if not isinstance(_try(OutputRule("concatenate", dim), whole, parts), str):
             return OutputRule("concatenate", dim)
-    if all(t.shape == whole.tensor.shape and is_close(t.to(whole.tensor.device), whole.tensor) for t in tensors):
+    if all(t.shape == whole.tensor.shape and is_close(move(t, whole.tensor.device), whole.tensor) for t in tensors):
         return OutputRule("same")
     if dims:
         return _try(OutputRule("concatenate", dims[0]), whole, parts)

@@ -32,9 +32,9 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device == device:
         return tensor
     if torch.is_grad_enabled() and tensor.requires_grad and _is_ordinary(tensor):
-        moved: Tensor = _Moved.apply(tensor, device)
-        return moved
-    return _moved(tensor, device)
+        copy: Tensor = _Moved.apply(tensor, device)
+        return copy
+    return moved(tensor, device)
 
 
 class Arrival:
@@ -99,7 +99,7 @@ def start(tensor: Tensor, device: torch.device, after: torch.Event | None = None
     if source.device == device:
         return Arrival(source)
     if not (_is_ordinary(tensor) and runs_beside(source.device, device)):
-        return Arrival(_moved(source, device))
+        return Arrival(moved(source, device))
     given = mark(source.device) if after is None else after
     kind = current().between(source.device, device, source.nbytes)
     target, arrived = (_start_through_host if kind == "HOST" else _start_over_link)(source, device, given)
@@ -132,7 +132,8 @@ def _start_through_host(source: Tensor, device: torch.device, given: torch.Event
     return target, ring.start(*flat, given)
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """`move` for a tensor without history."""
     routes = current()
     kind = routes.between(tensor.device, device, tensor.nbytes)
     if kind != "HOST" or "cpu" in (tensor.device.type, device.type) or not _is_ordinary(tensor):
@@ -162,7 +163,7 @@ class _Moved(torch.autograd.Function):
         """The copy."""
         ctx.source = tensor.device
         ctx.set_materialize_grads(False)
-        return _moved(tensor.detach(), device)
+        return moved(tensor.detach(), device)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:

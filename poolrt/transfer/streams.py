@@ -42,7 +42,7 @@ def mark(device: torch.device) -> torch.Event:
 
 def runs_beside(source: torch.device, target: torch.device) -> bool:
     """Whether a copy from card to card goes on while the cards work, so that it pays to start it early."""
-    return source.type == target.type == "cuda"
+    return source != target and source.type == target.type == "cuda"
 
 
 def release(device_type: str) -> None:
