@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -16,6 +17,7 @@
 #include "pool.hpp"
 #include "pool_active.hpp"
 #include "pool_message.hpp"
+#include "pool_registry.hpp"
 #include "pool_table.hpp"
 #include "torch_allocator.hpp"
 
@@ -177,6 +179,29 @@ void leave(int token) {
   check(unlocked([token] { return leave_pool(token); }), host_driver_table()->driver);
 }
 
+// The places, in order, of a range that may lie in a block of some pool: (ordinal, or None for the host; bytes). Empty
+// where no pool has it.
+std::vector<std::pair<OptionalPlace, std::size_t>> extents_at(Address address, std::size_t nbytes) {
+  std::vector<std::pair<OptionalPlace, std::size_t>> places;
+  if (pool_activity() == 0) return places;
+  const py::gil_scoped_release unlocked;
+  const Pool* pool = owner_of(address);
+  LiveBlock block{};
+  std::vector<Piece> pieces;
+  if (pool == nullptr || pool->find(address, &block) != kSuccess) return places;
+  if (pool->extents(address, &pieces) != kSuccess) return places;
+  Address begin = block.address;
+  for (const Piece& piece : pieces) {
+    const Address end = begin + piece.nbytes;
+    const Address from = std::max(begin, address);
+    const Address to = std::min(end, address + nbytes);
+    const OptionalPlace place = to_python(piece.place);
+    if (from < to) places.emplace_back(place ? OptionalPlace(pool->ordinal(*place)) : place, to - from);
+    begin = end;
+  }
+  return places;
+}
+
 void take_pair(int slot, const PyPool& pool, int home) {
   check(register_pair(slot, pool.pool(), home), host_driver_table()->driver);
 }
@@ -246,6 +271,8 @@ void bind_pool(py::module_& module) {
   module.def("leave_pool", &leave, py::arg("token"));
   module.def("register_pair", &take_pair, py::arg("slot"), py::arg("pool"), py::arg("home"));
   module.def("unregister_pair", &give_back_pair, py::arg("slot"));
+  module.def("extents_at", &extents_at, py::arg("address"), py::arg("nbytes"));
+  module.def("pools_in_use", [] { return pool_activity() != 0; });
   module.def("pool_table_address", [] { return reinterpret_cast<std::uintptr_t>(pool_table()); });
 }
 

@@ -282,5 +282,11 @@ def register_pair(slot: int, pool: Pool, home: int) -> None:
 def unregister_pair(slot: int) -> None:
     """Free a slot; what was allocated through it may still be freed through it."""
 
+def extents_at(address: int, nbytes: int) -> list[tuple[int | None, int]]:
+    """(ordinal, or None for the host; bytes) of the places where these bytes lie, in order; empty outside of pools."""
+
+def pools_in_use() -> bool:
+    """Whether any pool has live blocks, or a thread is inside one."""
+
 def pool_table_address() -> int:
     """Where the pools' C table is, for a separately compiled library whose tensors may lie in them."""

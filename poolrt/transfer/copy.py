@@ -14,6 +14,7 @@ from torch import Tensor
 from poolrt.errors import ConfigurationError
 from poolrt.topology.route import RouteKind
 from poolrt.transfer.bounce import ring_between
+from poolrt.transfer.extents import Piece, pieces
 from poolrt.transfer.form import as_bytes, check_pair, is_same_memory, literal_target
 from poolrt.transfer.routes import current
 
@@ -45,15 +46,20 @@ def copy(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
 
 def carry(source: Tensor, target: Tensor, non_blocking: bool = False) -> None:
     """`copy` without its checks and without gradients."""
+    for piece in pieces(source, target):
+        _carry_piece(piece, non_blocking)
+
+
+def _carry_piece(piece: Piece, non_blocking: bool) -> None:
     routes = current()
-    kind = routes.between(source.device, target.device, target.nbytes)
+    kind = routes.between(piece.came_from, piece.goes_to, piece.target.nbytes)
     try:
-        copy_over(kind, source, target, non_blocking)
+        copy_over(kind, piece.source, piece.target, non_blocking)
     except torch.AcceleratorError as error:
         if kind != "P2P":
             raise
-        routes.lose(source.device, target.device, error)
-        copy_over("HOST", source, target, non_blocking)
+        routes.lose(piece.came_from, piece.goes_to, error)
+        copy_over("HOST", piece.source, piece.target, non_blocking)
 
 
 def copy_over(kind: RouteKind, source: Tensor, target: Tensor, non_blocking: bool = False) -> None:

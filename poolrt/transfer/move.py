@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import poolrt._C as _C  # not `from poolrt`: that would close a circle of imports
 from poolrt.errors import TransferError
 from poolrt.topology.route import RouteKind
 from poolrt.transfer.bounce import ring_between
-from poolrt.transfer.copy import copy_over
+from poolrt.transfer.copy import carry, copy_over
+from poolrt.transfer.extents import pieces
 from poolrt.transfer.form import as_bytes
 from poolrt.transfer.routes import current
 from poolrt.transfer.streams import current_stream, mark, runs_beside, side_stream
@@ -112,7 +114,8 @@ def _start_over_link(source: Tensor, device: torch.device, given: torch.Event) -
     with side_stream(device, f"in, from {source.device}"):  # its memory is this stream's: no wait for the card's work
         target = torch.empty_like(source, device=device)
         with out:
-            target.copy_(source, non_blocking=True)
+            for piece in pieces(source, target):
+                piece.target.copy_(piece.source, non_blocking=True)
     source.record_stream(out)
     return target, out.record_event()
 
@@ -134,17 +137,18 @@ def _start_through_host(source: Tensor, device: torch.device, given: torch.Event
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """`move` for a tensor without history."""
-    routes = current()
-    kind = routes.between(tensor.device, device, tensor.nbytes)
-    if kind != "HOST" or "cpu" in (tensor.device.type, device.type) or not _is_ordinary(tensor):
+    if not _is_ordinary(tensor):
+        return tensor.to(device)
+    kind = current().between(tensor.device, device, tensor.nbytes)
+    if not _C.pools_in_use() and (kind != "HOST" or "cpu" in (tensor.device.type, device.type)):
         try:
             return tensor.to(device)
         except torch.AcceleratorError as error:
-            if kind != "P2P" or not _is_ordinary(tensor):
+            if kind != "P2P":
                 raise
-            routes.lose(tensor.device, device, error)
+            current().lose(tensor.device, device, error)
     target = torch.empty_like(tensor, device=device, requires_grad=False)
-    copy_over("HOST", tensor.detach(), target)
+    carry(tensor.detach(), target)
     return target
 
 
