@@ -270,7 +270,7 @@ def report(model: nn.Module) -> Report:
     pooled = pooled_of(model)
     if pooled is None or pooled.plan is None:
         raise ModelError(f"{type(model).__name__} is not sharded or has seen no batch: nothing to report yet")
-    return make_report(pooled.plan, pooled.devices, pooled.step_s)
+    return make_report(pooled.plan, pooled.devices, pooled.step_s, pooled.crossed)
 
 
 def verify(

@@ -51,6 +51,15 @@ def test_the_table_shows_both_and_the_difference() -> None:
     assert "predicted 500 ms, measured 250 ms" in text
 
 
+def test_what_crossed_is_told() -> None:
+    devices = [torch.device("cpu")] * 2
+    assert "copies between cards" not in str(make_report(plan(), devices, []))
+    made = make_report(plan(), devices, [9.0, 2.0], (12, 3 * MIB))
+    assert made.to_dict()["measured_crossings"] == 12
+    assert made.to_dict()["measured_crossed_bytes"] == 3 * MIB
+    assert "12 copies between cards, 3 MiB" in str(made)
+
+
 def test_before_a_second_step_nothing_is_measured() -> None:
     assert "not measured" in str(report((None, None), None))
     devices = [torch.device("cpu")] * 2

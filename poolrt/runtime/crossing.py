@@ -87,9 +87,13 @@ class Crossings:
             return found
         copy = carry_story(tensor, move(self.latest(tensor), device) if arrived is None else arrived)
         self._remember(tensor, device, copy)
+        self.count(copy)
+        return copy
+
+    def count(self, copy: Tensor) -> None:
+        """One more copy was made on behalf of this micro-batch."""
         self.copied_tensors += 1
         self.copied_nbytes += copy.nbytes
-        return copy
 
     def _remember(self, tensor: Tensor, device: torch.device, copy: Tensor) -> None:
         key = _key(tensor)

@@ -31,7 +31,7 @@ from poolrt.runtime.random_state import CardSeeds
 from poolrt.runtime.sever import alias
 from poolrt.runtime.trees import flatten
 from poolrt.runtime.turnstile import Admission, Ticket, Turnstile
-from poolrt.transfer.move import start
+from poolrt.transfer.move import Arrival, start
 from poolrt.transfer.streams import mark, runs_beside
 
 
@@ -157,7 +157,13 @@ class Lane:
             for gradient, device in zip(gradients, devices, strict=True)
         ]
         self.go(card)
-        return [None if flight is None else flight.wait() for flight in flights]
+        return [None if flight is None else self._come_back(flight) for flight in flights]
+
+    def _come_back(self, flight: Arrival) -> Tensor:
+        gradient = flight.wait()
+        if flight.crossed:
+            self.crossings.count(gradient)
+        return gradient
 
     def _given(self, device: torch.device) -> dict[torch.device, torch.Event]:
         """When what was made on the card held is there; nothing if copies to `device` are made at once."""

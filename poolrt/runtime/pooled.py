@@ -61,6 +61,8 @@ class Pooled:
         self.profile: Profile | None = None
         self.step_s: list[float] = []
         """seconds of each step so far, forward and backward together"""
+        self.crossed: tuple[int, int] | None = None
+        """(tensors, bytes) that lanes copied between cards in the last step, forward and backward together"""
         self._given_plan = plan is not None
         self._handles: list[RemovableHandle] = []
         self._splitting = Splitting(options.batch_dim)
@@ -252,7 +254,7 @@ class Pooled:
         seeds = CardSeeds(self.devices) if self.model.training else None
         pieces = scatter(self.placement.to_first_card(call), cut.parts, self.options.batch_dim)
         step = Step(self._machine, pieces, *self._orders.of(cut.parts), seeds)
-        step.on_done = lambda done: self.step_s.append(done.forward_s + done.backward_s)
+        step.on_done = self._note
         step.guard = self._guard.run
         target = self._output_device(call)
         if cut.rules and target is not None:
@@ -261,6 +263,10 @@ class Pooled:
         outputs = step.run_forward()
         rules = cut.rules or [OutputRule("same")] * len(outputs[0].leaves)
         return step.finish_forward(outputs, rules, target)
+
+    def _note(self, step: Step) -> None:
+        self.step_s.append(step.forward_s + step.backward_s)
+        self.crossed = (step.crossed_tensors, step.crossed_nbytes)
 
     def _output_device(self, call: Call) -> torch.device | None:
         """Outputs come back to where the batch came from, as with one card."""

@@ -67,6 +67,16 @@ class Step:
         """where lanes put their outputs together, if they do"""
         self.guard: Callable[[Callable[[], Any]], Any] = lambda work: work()
 
+    @property
+    def crossed_tensors(self) -> int:
+        """Copies between cards that the lanes have made so far."""
+        return sum(lane.crossings.copied_tensors for lane in self._lanes)
+
+    @property
+    def crossed_nbytes(self) -> int:
+        """Their bytes."""
+        return sum(lane.crossings.copied_nbytes for lane in self._lanes)
+
     # ---- forward
 
     def run_forward(self) -> list[Tree]:

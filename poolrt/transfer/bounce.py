@@ -32,12 +32,15 @@ class BounceRing:
     Args:
         source: the card that is read.
         target: the card that is written; it may be the same one.
+        chunk_nbytes: the size of one buffer: larger chunks there are not.
         buffers: how many chunks are in the host at most.
     """
 
-    def __init__(self, source: torch.device, target: torch.device, buffers: int = BUFFERS) -> None:
+    def __init__(
+        self, source: torch.device, target: torch.device, *, chunk_nbytes: int = CHUNK_NBYTES, buffers: int = BUFFERS
+    ) -> None:
         self.source, self.target = source, target
-        self._buffers = [torch.empty(CHUNK_NBYTES, dtype=torch.uint8, pin_memory=True) for _ in range(buffers)]
+        self._buffers = [torch.empty(chunk_nbytes, dtype=torch.uint8, pin_memory=True) for _ in range(buffers)]
         self._streams: dict[Side, torch.Stream] = {
             "down": side_stream(source, f"down, to {target}"),
             "up": side_stream(target, f"up, from {source}"),
@@ -65,7 +68,10 @@ class BounceRing:
 
     def steps(self, nbytes: int, *, new_target: bool = False) -> Sequence[Step]:
         """What a copy of `nbytes` takes."""
-        return ring_steps(-(-nbytes // chunk_nbytes(nbytes)), len(self._buffers), new_target=new_target)
+        return ring_steps(-(-nbytes // self._chunk_nbytes(nbytes)), len(self._buffers), new_target=new_target)
+
+    def _chunk_nbytes(self, nbytes: int) -> int:
+        return min(chunk_nbytes(nbytes), self._buffers[0].nbytes)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy flat bytes after all, and before all, that this thread's streams of both cards are given."""
@@ -106,7 +112,7 @@ class BounceRing:
             sides: the streams of the producer and the consumer, where the steps speak of them.
             events: of this copy alone; those that are recorded are added.
         """
-        size = chunk_nbytes(source.nbytes)
+        size = self._chunk_nbytes(source.nbytes)
         pieces = (source.split(size), target.split(size))
         for step in steps:
             stream = self._streams.get(step.side) or sides[step.side]

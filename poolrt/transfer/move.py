@@ -42,13 +42,21 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
 class Arrival:
     """A copy that may still be on its way."""
 
-    __slots__ = ("_arrived", "_kind", "_source", "_version", "tensor")
+    __slots__ = ("_arrived", "_kind", "_source", "_version", "crossed", "tensor")
 
     def __init__(
-        self, tensor: Tensor, source: Tensor | None = None, arrived: torch.Event | None = None, kind: RouteKind = "P2P"
+        self,
+        tensor: Tensor,
+        source: Tensor | None = None,
+        arrived: torch.Event | None = None,
+        kind: RouteKind = "P2P",
+        *,
+        crossed: bool = True,
     ) -> None:
         self.tensor = tensor
         """the copy; its values are there once `wait` has returned, for the stream that was current then"""
+        self.crossed = crossed
+        """whether it is a copy at all: not so of a tensor that was there already"""
         self._source = source  # kept until the copy is known to be right
         self._version = None if source is None or source.is_inference() else source._version
         self._arrived = arrived
@@ -99,7 +107,7 @@ def start(tensor: Tensor, device: torch.device, after: torch.Event | None = None
     """
     source = tensor.detach()
     if source.device == device:
-        return Arrival(source)
+        return Arrival(source, crossed=False)
     if not (_is_ordinary(tensor) and runs_beside(source.device, device)):
         return Arrival(moved(source, device))
     given = mark(source.device) if after is None else after
