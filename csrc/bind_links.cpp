@@ -9,6 +9,7 @@
 
 #include "bind.hpp"
 #include "driver.hpp"
+#include "host_links.hpp"
 
 namespace py = pybind11;
 
@@ -46,6 +47,17 @@ LinkState state(int source, int target) {
   return now;
 }
 
+// Asked before every copy that might go on beside other work: one call for all the ways.
+bool copies_take_time(int source, int target) {
+  const auto is_card = [](int place) { return place >= 0 && place < kMaxCards; };
+  if (!is_card(source) || !is_card(target)) return false;
+  const auto modelled = [](int from, int to) {
+    const host_driver::HostLink* link = host_driver::links().between(from, to);
+    return link != nullptr && link->modelled();
+  };
+  return modelled(source, target) || modelled(source, kHostMemory) || modelled(kHostMemory, target);
+}
+
 }  // namespace
 
 void bind_links(py::module_& module) {
@@ -63,6 +75,7 @@ void bind_links(py::module_& module) {
   module.def("link_set_fault", &set_fault, py::arg("source"), py::arg("target"), py::arg("kind"),
              py::arg("at_byte") = py::none(), py::arg("at_least_nbytes") = 0, py::arg("after_copies") = py::none(),
              py::arg("after_nbytes") = py::none());
+  module.def("copies_take_time", &copies_take_time, py::arg("source"), py::arg("target"));
   module.def("link_state", &state, py::arg("source"), py::arg("target"));
 }
 

@@ -130,6 +130,9 @@ def link_set_fault(
     """Make a link lie or die, or mend it (LINK_SOUND)."""
 
 def link_state(source: int, target: int) -> LinkState: ...
+def copies_take_time(source: int, target: int) -> bool:
+    """Whether a link from card `source` to card `target`, or on the way through the host, has a model."""
+
 def cuda_driver() -> Driver:
     """The CUDA driver of this machine.
 

@@ -17,6 +17,7 @@ from poolrt.transfer.bounce import ring_between
 from poolrt.transfer.extents import Piece, pieces
 from poolrt.transfer.form import as_bytes, check_pair, is_same_memory, literal_target
 from poolrt.transfer.routes import current
+from poolrt.transfer.streams import is_immediate
 
 
 def copy(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
@@ -83,6 +84,9 @@ def copy_over(kind: RouteKind, source: Tensor, target: Tensor, non_blocking: boo
     if kind != "HOST" or source.device.type == "cpu" or target.device.type == "cpu":
         between_cards = source.device.type != "cpu" and target.device.type != "cpu"
         target.copy_(source, non_blocking=non_blocking or between_cards)
+        return
+    if is_immediate(source.device, target.device):
+        target.copy_(source.cpu())
         return
     flat = as_bytes(source, target)
     if flat is not None:

@@ -15,6 +15,8 @@ import threading
 
 import torch
 
+import poolrt._C as _C  # not `from poolrt`: that would close a circle of imports
+
 _streams: dict[tuple[torch.device, str], torch.Stream] = {}
 _lock = threading.Lock()
 
@@ -42,7 +44,12 @@ def mark(device: torch.device) -> torch.Event:
 
 def runs_beside(source: torch.device, target: torch.device) -> bool:
     """Whether a copy from card to card goes on while the cards work, so that it pays to start it early."""
-    return source != target and source.type == target.type == "cuda"
+    return source != target and source.type == target.type != "cpu" and not is_immediate(source, target)
+
+
+def is_immediate(source: torch.device, target: torch.device) -> bool:
+    """Whether a copy is done when the call returns: between virtual cards whose links have no set speed."""
+    return source.type == "vcard" and not _C.copies_take_time(source.index or 0, target.index or 0)
 
 
 def release(device_type: str) -> None:

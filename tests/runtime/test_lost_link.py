@@ -6,6 +6,7 @@ step 2   forward  0 -> 1  X               from here on  0 -> host -> 1
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 
@@ -62,6 +63,7 @@ class Training:
         return {name: value.cpu() for name, value in self.model.state_dict().items()}
 
 
+@functools.cache
 def copies_of_a_run(slow_links: bool) -> tuple[dict[str, Tensor], dict[Link, int]]:
     """What an undisturbed run ends in, and how many copies its links carry."""
     training = Training(slow_links=slow_links)
@@ -73,7 +75,7 @@ def copies_of_a_run(slow_links: bool) -> tuple[dict[str, Tensor], dict[Link, int
 
 @pytest.mark.parametrize("slow_links", [False, True], ids=["copies are immediate", "copies are on their way"])
 @pytest.mark.parametrize("link", [(0, 1), (1, 0)], ids=["in forward", "in backward"])
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.6])
 def test_a_link_that_dies_changes_no_bit(
     link: Link, share: float, slow_links: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,7 +109,7 @@ def test_with_no_way_left_the_error_reaches_the_user_and_the_next_run_is_right(s
     training = Training(slow_links=slow_links)
     set_fault(0, 1, "dies", after_copies=3)
     set_fault(0, None, "dies")
-    with pytest.raises(torch.AcceleratorError, match="card 0"):
+    with pytest.raises(torch.AcceleratorError, match="vcard:0 -> the host"):
         training.run()
     clear_faults()
     training.model.load_state_dict(make_bert().state_dict())
