@@ -68,7 +68,7 @@ class Crossings:
 
     def fetch(self, tensor: Tensor, device: torch.device, flights: Flights) -> Tensor:
         """The values of `tensor` on `device`, without history: what has arrived, or a copy made now."""
-        arrival = flights.pop(id(tensor), None)
+        arrival = flights.get(id(tensor))
         return moved(self.latest(tensor).detach(), device) if arrival is None else arrival.wait()
 
     def move(self, tensor: Tensor, device: torch.device, arrived: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -140,10 +140,11 @@ class Lane:
         tree = flatten(value)  # while the card may still be another lane's
         tensors = [self.crossings.current(tensor) for tensor in tree.tensors]
         flights = {} if came_from is None else self.crossings.send(tensors, device, given)
-        self.go(card)
-        self.path.append(card)
-        hopped = {} if came_from is None else self._hopped(tensors, came_from, device, flights)
-        return tree.rebuild(self._arrived(t, device, hopped.get(i), flights) for i, t in enumerate(tensors))
+        with _abandoned_on_error(flights.values()):
+            self.go(card)
+            self.path.append(card)
+            hopped = {} if came_from is None else self._hopped(tensors, came_from, device, flights)
+            return tree.rebuild(self._arrived(t, device, hopped.get(i), flights) for i, t in enumerate(tensors))
 
     def go_back(
         self, card: int, gradients: Sequence[Tensor | None], devices: Sequence[torch.device]
@@ -156,8 +157,9 @@ class Lane:
             None if gradient is None else start(gradient, device, given.get(gradient.device))
             for gradient, device in zip(gradients, devices, strict=True)
         ]
-        self.go(card)
-        return [None if flight is None else self._come_back(flight) for flight in flights]
+        with _abandoned_on_error(flight for flight in flights if flight is not None):
+            self.go(card)
+            return [None if flight is None else self._come_back(flight) for flight in flights]
 
     def _come_back(self, flight: Arrival) -> Tensor:
         gradient = flight.wait()
@@ -196,6 +198,21 @@ class Lane:
         copies = [self.crossings.fetch(tensors[i], device, flights) for i in fresh]
         passed = Hop.apply(self, came_from, copies, *sources)
         return dict(zip(fresh, passed, strict=True))
+
+
+class _abandoned_on_error:  # noqa: N801 (a block of code; a generator would take longer than a hand-over)
+    """What is on its way when another lane fails, or a copy does, is not left to fail behind everybody's back."""
+
+    def __init__(self, flights: Iterable[Arrival]) -> None:
+        self._flights = flights
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            for flight in self._flights:
+                flight.abandon()
 
 
 class Hop(torch.autograd.Function):

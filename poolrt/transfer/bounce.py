@@ -23,7 +23,7 @@ from poolrt.transfer.ring import (
     chunk_nbytes,
     ring_steps,
 )
-from poolrt.transfer.streams import current_stream, side_stream
+from poolrt.transfer.streams import current_stream, settle, side_stream
 
 
 class BounceRing:
@@ -62,6 +62,11 @@ class BounceRing:
         return self._streams["up"]
 
     @property
+    def streams(self) -> tuple[torch.Stream, torch.Stream]:
+        """Both."""
+        return self.down, self.up
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the host that the buffers take."""
         return sum(buffer.nbytes for buffer in self._buffers)
@@ -80,10 +85,16 @@ class BounceRing:
             "consumer": current_stream(self.target),
         }
         events: dict[EventName, torch.Event] = {}
+        source.record_stream(self.down)
+        target.record_stream(self.up)
         self.carry_out(BEFORE, source, target, sides, events)
         with self._enqueuing:
             self.carry_out(self.steps(source.nbytes), source, target, sides, events)
-        self.carry_out(AFTER, source, target, sides, events)
+        try:
+            self.carry_out(AFTER, source, target, sides, events)
+        except torch.AcceleratorError:
+            settle(self.streams)
+            raise
 
     def start(self, source: Tensor, target: Tensor, given: torch.Event) -> torch.Event:
         """Copy flat bytes after `given` into a target that nobody uses yet; the event of their arrival.

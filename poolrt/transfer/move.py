@@ -7,7 +7,8 @@ tensor = arrival.wait()              the reader's stream goes on when the copy h
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from poolrt.transfer.copy import carry, copy_over
 from poolrt.transfer.extents import pieces
 from poolrt.transfer.form import as_bytes
 from poolrt.transfer.routes import current
-from poolrt.transfer.streams import current_stream, mark, runs_beside, side_stream
+from poolrt.transfer.streams import current_stream, mark, runs_beside, settle, side_stream
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:
@@ -39,28 +40,28 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
     return moved(tensor, device)
 
 
+class Flight(NamedTuple):
+    """What is known of a copy on its way."""
+
+    source: Tensor
+    kind: RouteKind
+    arrived: torch.Event
+    streams: Sequence[torch.Stream]
+    """in which it is made"""
+
+
 class Arrival:
-    """A copy that may still be on its way."""
+    """A copy that may still be on its way. Wait for it, or abandon it."""
 
-    __slots__ = ("_arrived", "_kind", "_source", "_version", "crossed", "tensor")
+    __slots__ = ("_flight", "_version", "crossed", "tensor")
 
-    def __init__(
-        self,
-        tensor: Tensor,
-        source: Tensor | None = None,
-        arrived: torch.Event | None = None,
-        kind: RouteKind = "P2P",
-        *,
-        crossed: bool = True,
-    ) -> None:
+    def __init__(self, tensor: Tensor, flight: Flight | None = None, *, crossed: bool = True) -> None:
         self.tensor = tensor
         """the copy; its values are there once `wait` has returned, for the stream that was current then"""
         self.crossed = crossed
         """whether it is a copy at all: not so of a tensor that was there already"""
-        self._source = source  # kept until the copy is known to be right
-        self._version = None if source is None or source.is_inference() else source._version
-        self._arrived = arrived
-        self._kind = kind
+        self._flight = flight  # holds the source until the copy is known to be right
+        self._version = None if flight is None or flight.source.is_inference() else flight.source._version
 
     def wait(self) -> Tensor:
         """Let this thread's stream of the target's device go on when the copy is there. Returns the copy.
@@ -71,21 +72,28 @@ class Arrival:
             torch.AcceleratorError: if that fails as well.
             TransferError: if it would have to be made again, but the source has changed.
         """
-        if self._arrived is None or self._source is None:
+        if self._flight is None:
             return self.tensor
-        source, routes = self._source.device, current()
-        stream = current_stream(self.tensor.device)
+        flight, routes = self._flight, current()
+        source, stream = flight.source.device, current_stream(self.tensor.device)
         try:
-            stream.wait_event(self._arrived)
+            stream.wait_event(flight.arrived)
         except torch.AcceleratorError as error:
-            if self._kind != "P2P":
+            if flight.kind != "P2P":
+                self.abandon()
                 raise
             routes.lose(source, self.tensor.device, error)
-        if self._kind == "P2P" and routes.is_lost(source, self.tensor.device):
-            self._repeat(self._source)
+        if flight.kind == "P2P" and routes.is_lost(source, self.tensor.device):
+            self._repeat(flight.source)
         self.tensor.record_stream(stream)
-        self._source = self._arrived = None
+        self._flight = None
         return self.tensor
+
+    def abandon(self) -> None:
+        """Nobody will read the copy: wait until it is made or has failed, and let go of what it needs."""
+        if self._flight is not None:
+            settle(self._flight.streams)
+            self._flight = None
 
     def _repeat(self, source: Tensor) -> None:
         if self._version is not None and source._version != self._version:
@@ -111,24 +119,25 @@ def start(tensor: Tensor, device: torch.device, after: torch.Event | None = None
     if not (_is_ordinary(tensor) and runs_beside(source.device, device)):
         return Arrival(moved(source, device))
     given = mark(source.device) if after is None else after
-    kind = current().between(source.device, device, source.nbytes)
-    target, arrived = (_start_through_host if kind == "HOST" else _start_over_link)(source, device, given)
-    return Arrival(target, source, arrived, kind)
+    if current().between(source.device, device, source.nbytes) == "HOST":
+        return _start_through_host(source, device, given)
+    return _start_over_link(source, device, given)
 
 
-def _start_over_link(source: Tensor, device: torch.device, given: torch.Event) -> tuple[Tensor, torch.Event]:
+def _start_over_link(source: Tensor, device: torch.device, given: torch.Event) -> Arrival:
     out = side_stream(source.device, f"out, to {device}")
     out.wait_event(given)
-    with side_stream(device, f"in, from {source.device}"):  # its memory is this stream's: no wait for the card's work
+    into = side_stream(device, f"in, from {source.device}")
+    with into:  # its memory is this stream's: no wait for the card's work
         target = torch.empty_like(source, device=device)
         with out:
             for piece in pieces(source, target):
                 piece.target.copy_(piece.source, non_blocking=True)
     source.record_stream(out)
-    return target, out.record_event()
+    return Arrival(target, Flight(source, "P2P", out.record_event(), (out, into)))
 
 
-def _start_through_host(source: Tensor, device: torch.device, given: torch.Event) -> tuple[Tensor, torch.Event]:
+def _start_through_host(source: Tensor, device: torch.device, given: torch.Event) -> Arrival:
     ring = ring_between(source.device, device)
     with ring.up:
         target = torch.empty_like(source, device=device)
@@ -140,7 +149,7 @@ def _start_through_host(source: Tensor, device: torch.device, given: torch.Event
         flat = as_bytes(whole, target)
         assert flat is not None, "a clone lies as empty_like makes it"
     source.record_stream(ring.down)
-    return target, ring.start(*flat, given)
+    return Arrival(target, Flight(source, "HOST", ring.start(*flat, given), ring.streams))
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -12,6 +12,8 @@ One code path for GPUs and virtual cards: torch's generic streams and events.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
+from contextlib import suppress
 
 import torch
 
@@ -40,6 +42,13 @@ def current_stream(device: torch.device) -> torch.Stream:
 def mark(device: torch.device) -> torch.Event:
     """The moment at which all that this thread's stream of `device` was given until now has been done."""
     return current_stream(device).record_event()
+
+
+def settle(streams: Iterable[torch.Stream]) -> None:
+    """Wait until these streams have nothing left to do. What failed in them is not told again: the caller knows."""
+    for stream in streams:
+        with suppress(torch.AcceleratorError):
+            stream.synchronize()
 
 
 def runs_beside(source: torch.device, target: torch.device) -> bool:

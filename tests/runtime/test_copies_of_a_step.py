@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from poolrt.virtual_cards.links import carried, clear_links, set_link
 from torch import Tensor, nn
 
 import poolrt
 from poolrt.runtime.pooled import pooled_of
+from poolrt.virtual_cards.links import carried, clear_links, set_link
 
 WIDTH, ROWS, LAYERS = 16, 8, 6
 

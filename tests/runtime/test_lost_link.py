@@ -12,12 +12,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from poolrt.virtual_cards.links import carried, clear_faults, clear_links, is_up, set_fault, set_link
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
 import poolrt
 from poolrt.transfer import routes
+from poolrt.virtual_cards.links import carried, clear_faults, clear_links, is_up, set_fault, set_link
 
 STEPS = 3
 Link = tuple[int, int]
@@ -25,9 +25,12 @@ Link = tuple[int, int]
 
 @pytest.fixture(autouse=True)
 def sound_links() -> Iterator[None]:
+    poolrt.virtual(cards=2, memory="64MiB")
+    torch.vcard.reset_hazards()
     yield
     clear_faults()
     clear_links()
+    assert torch.vcard.hazards() == []
     routes.current().forget("vcard")
 
 
