@@ -7,7 +7,7 @@ api
  |               |               |
  '-------------> topology <------'
                  |
-                 errors, units, _C
+                 errors, units, keeping, _C
 """
 
 import ast
@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "poolrt"
-FOUNDATION = {"errors", "units"}
+FOUNDATION = {"errors", "units", "keeping"}
 MAY_IMPORT = {
     "errors": set(),
     "units": {"errors"},
+    "keeping": set(),
     "_C": set(),
     "topology": FOUNDATION | {"_C"},
     "memory": FOUNDATION | {"topology", "_C"},

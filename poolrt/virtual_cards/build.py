@@ -29,6 +29,7 @@ import torch
 from rich.console import Console
 
 from poolrt.errors import BuildError
+from poolrt.keeping import cache_directory
 
 _LAST_LINES = 20
 
@@ -110,11 +111,6 @@ def source_directory() -> Path:
             return candidate
     places = " nor ".join(str(candidate) for candidate in candidates)
     raise BuildError(f"the sources of the virtual-card backend are neither in {places}; reinstall poolrt")
-
-
-def cache_directory() -> Path:
-    """`$POOLRT_CACHE_DIR`, or ~/.cache/poolrt."""
-    return Path(os.environ.get("POOLRT_CACHE_DIR") or Path.home() / ".cache" / "poolrt")
 
 
 def find_compiler() -> str:

@@ -1,0 +1,78 @@
+"""What is known of the ways between cards: from what was measured before, or measured now and kept.
+
+measured(topology)    kept for these cards since the machine was started?  -> that
+                      else prove, time, judge, keep                        -> this
+announce(...)         one line in the log for every peer route that is not used
+"""
+
+from __future__ import annotations
+
+import logging
+
+from poolrt.errors import DriverError
+from poolrt.keeping import cache_directory
+from poolrt.topology.identity import Identity, identify
+from poolrt.topology.topology import Topology
+from poolrt.transfer.cache import MeasurementFile
+from poolrt.transfer.leg import Copier
+from poolrt.transfer.measure import QUICK, Effort, Pair, measure
+from poolrt.transfer.measurement import Measurement
+
+_LOG = logging.getLogger("poolrt")
+
+
+def recalled(topology: Topology) -> Measurement | None:
+    """What was measured of these very cards before; None if nothing was, or it no longer holds."""
+    file = _file_for(identify(topology))
+    return file.read().measurement if file else None
+
+
+def measured(
+    topology: Topology, copier: Copier, *, effort: Effort = QUICK, fresh: bool = False, keep_virtual: bool = False
+) -> Measurement:
+    """What is known of the ways between these cards, measured now if nothing is.
+
+    Args:
+        topology: the cards, which must be there.
+        copier: queues a copy by a route.
+        effort: sizes, repeats and seconds, if it is measured now.
+        fresh: measure even if something is kept.
+        keep_virtual: keep what is measured of virtual cards too; for GPUs it always is.
+    """
+    identity = identify(topology)
+    file = _file_for(identity if keep_virtual or (identity and not identity.virtual) else None)
+    if file is None:
+        return measure(topology, copier, effort=effort)
+    kept = file.read()
+    if kept.measurement is not None and not fresh:
+        return kept.measurement
+
+    def note(pair: Pair) -> None:
+        file.trying(pair, kept.deadly)
+
+    found = measure(topology, copier, effort=effort, distrusted=kept.deadly, before_proof=note)
+    file.keep(found)
+    return found
+
+
+def announce(measurement: Measurement) -> None:
+    """Log each peer route that is not used, one line each.
+
+    Raises:
+        DriverError: if a card's own way from and to the host changes bytes: then there is no way to go round.
+    """
+    for proof in measurement.proofs:
+        if proof.route == "HOST" and not proof.good:
+            found = proof.failure or f"{proof.wrong_nbytes} bytes of {proof.nbytes} were wrong"
+            way = "and back" if proof.source == proof.target else f"and on to card {proof.target}"
+            raise DriverError(
+                f"copies from card {proof.source} to the host {way} cannot be trusted: {found}. `poolrt doctor` looks "
+                "for the cause; until it is found leave the card out, for example with POOLRT_CARDS=cuda:0,1"
+            )
+    for verdict in measurement.verdicts:
+        if not verdict.usable:
+            _LOG.warning("%s", verdict.sentence)
+
+
+def _file_for(identity: Identity | None) -> MeasurementFile | None:
+    return MeasurementFile(cache_directory(), identity) if identity else None

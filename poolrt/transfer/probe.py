@@ -1,0 +1,92 @@
+"""The only proof that a way between two cards works: known bytes are sent and looked at where they arrive.
+
+    host            card `source`          card `target`        host
+    pattern --up--> pattern                complement
+                       '------- the copy ------->'
+                                           what arrived --down--> compared with the pattern, byte by byte
+
+The result goes down to the host by the target's own way, not back over the link that is on trial. The target holds the
+complement before, so a byte that no copy reached differs in every bit. That drivers claim a peer works proves nothing:
+behind an IOMMU that translates, copies are reported done and deliver zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from poolrt.transfer.leg import HungError, Leg, limit_s, wait_within
+from poolrt.transfer.pattern import WORD_NBYTES, Patterns, key_of, wrong_bytes
+from poolrt.transfer.verdict import Proof
+from poolrt.units import MIB
+
+PROBE_NBYTES = (1 * MIB, 4 * MIB, 16 * MIB, 64 * MIB)
+
+
+def prove(leg: Leg, source: int, target: int, patterns: Patterns, sizes: Sequence[int]) -> Iterator[Proof]:
+    """Send each size once; ends after the first copy that failed or lied.
+
+    Args:
+        leg: between buffers of at least the largest size, on cards `source` and `target`.
+        source: index of the card that is read.
+        target: index of the card that is written.
+        patterns: of at least the largest size.
+        sizes: bytes of each copy, multiples of 8.
+
+    Raises:
+        HungError: if a copy did not end; its proof was given before.
+    """
+    for nbytes in sizes:
+        expected = patterns.words(key_of(source, target, nbytes), nbytes)
+        try:
+            wrong_nbytes, first_wrong = wrong_bytes(_sent(leg, expected), expected)
+        except RuntimeError as error:  # torch's errors of a device, and HungError
+            failure = str(error).splitlines()[0] if str(error) else type(error).__name__
+            yield Proof(route=leg.route, source=source, target=target, nbytes=nbytes, failure=failure)
+            if isinstance(error, HungError):
+                raise
+            return
+        yield Proof(
+            route=leg.route,
+            source=source,
+            target=target,
+            nbytes=nbytes,
+            wrong_nbytes=wrong_nbytes,
+            first_wrong=first_wrong,
+        )
+        if wrong_nbytes:
+            return
+
+
+def prove_host(card: int, buffer: Tensor, patterns: Patterns) -> Proof:
+    """Send a pattern up to a card and down again: every other proof leans on this one."""
+    expected = patterns.words(key_of(card, card, buffer.nbytes), buffer.nbytes)
+    try:
+        buffer.copy_(~expected)
+        buffer.copy_(expected)
+        wrong_nbytes, first_wrong = wrong_bytes(buffer.cpu(), expected)
+    except RuntimeError as error:
+        return Proof(route="HOST", source=card, target=card, nbytes=buffer.nbytes, failure=str(error).splitlines()[0])
+    return Proof(
+        route="HOST",
+        source=card,
+        target=card,
+        nbytes=buffer.nbytes,
+        wrong_nbytes=wrong_nbytes,
+        first_wrong=first_wrong,
+    )
+
+
+def _sent(leg: Leg, expected: Tensor) -> Tensor:
+    """What arrives at the target, on the host."""
+    words = expected.nbytes // WORD_NBYTES
+    source, target = leg.source[:words], leg.target[:words]
+    source.copy_(expected)
+    target.copy_(~expected)
+    for tensor in (source, target):
+        torch.get_device_module(tensor.device).synchronize(tensor.device)
+    leg.queue(expected.nbytes)
+    wait_within([leg.done()], limit_s(expected.nbytes))
+    return target.cpu()
