@@ -55,8 +55,3 @@ def fastest_by_size(lines: Mapping[RouteKind, Line]) -> KindBySize:
         if from_nbytes == chosen[-1][0]:
             chosen.pop()  # it was fastest for no whole byte
         chosen.append((from_nbytes, kind))
-
-
-def fastest_at(choice: KindBySize, nbytes: int) -> RouteKind:
-    """The route that `choice` takes for a copy of `nbytes`."""
-    return next(kind for from_nbytes, kind in reversed(choice) if from_nbytes <= nbytes)

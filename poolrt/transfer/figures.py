@@ -114,8 +114,9 @@ def fit_line(points: Sequence[Point]) -> Line:
 
     Least squares over relative errors: the sum of ((latency + nbytes / bandwidth - seconds) / seconds)^2. So a copy of
     1 KiB says as much about the latency as one of 64 MiB about the bandwidth, although it is a thousand times shorter.
-    Where the best line would start below zero it is the best one through zero. Where time does not grow with size (one
-    size, or noise) it is the line from zero through the largest point.
+    Where the best line would start below zero it is the best one through zero. Of one size it is the one from zero
+    through that point. Where time does not grow with size it is all latency, and the bandwidth, which is then higher
+    than can be seen, that of the largest copy.
 
     Raises:
         ConfigurationError: if there is no point, or one has no bytes or took no time.
@@ -133,12 +134,14 @@ def fit_line(points: Sequence[Point]) -> Line:
             [point.nbytes * point.seconds for point in points],
         )
     )
-    spread = ones * squares - sizes**2
-    slope = (ones * products - sizes * times) / spread if len({point.nbytes for point in points}) > 1 else 0.0
+    largest = max(points, key=lambda point: point.nbytes)
+    reached = largest.nbytes / largest.seconds
+    if len({point.nbytes for point in points}) == 1:
+        return Line(latency_s=0.0, bytes_per_s=reached)
+    slope = (ones * products - sizes * times) / (ones * squares - sizes**2)
     latency_s = (times - slope * sizes) / ones
     if slope <= 0:
-        largest = max(points, key=lambda point: point.nbytes)
-        return Line(latency_s=0.0, bytes_per_s=largest.nbytes / largest.seconds)
+        return Line(latency_s=times / ones, bytes_per_s=reached)
     if latency_s < 0:
         return Line(latency_s=0.0, bytes_per_s=squares / products)
     return Line(latency_s=latency_s, bytes_per_s=1 / slope)

@@ -18,6 +18,8 @@ from torch import Tensor
 from poolrt.errors import ConfigurationError
 from poolrt.topology.route import RouteKind, route
 from poolrt.topology.topology import Topology
+from poolrt.transfer import bounce
+from poolrt.transfer.copy import copy_over
 from poolrt.transfer.figures import Direction, Sample, summarize
 from poolrt.transfer.leg import Copier, HungError, Leg, make_leg
 from poolrt.transfer.measurement import Measurement
@@ -42,7 +44,9 @@ class Effort:
     sizes: tuple[int, ...] = tuple(KIB << shift for shift in range(0, 17, 2))
     """bytes of the timed copies, smallest first, multiples of 8: 1 KiB, 4 KiB, ... 64 MiB"""
     probe_sizes: tuple[int, ...] = PROBE_NBYTES
-    """bytes of the copies of known content"""
+    """bytes of the copies of known content over a peer route"""
+    host_probe_sizes: tuple[int, ...] = (4 * MIB,)
+    """bytes of those through the bounce buffers, which are ours: enough to use each buffer twice"""
     repeats: int = 5
     """copies of one size, of which the median counts"""
     seconds: float = 25.0
@@ -50,7 +54,7 @@ class Effort:
     directions: tuple[Direction, ...] = ("one way", "both ways")
 
     def __post_init__(self) -> None:
-        sizes = (*self.sizes, *self.probe_sizes)
+        sizes = (*self.sizes, *self.probe_sizes, *self.host_probe_sizes)
         if any(nbytes <= 0 or nbytes % WORD_NBYTES for nbytes in sizes) or list(self.sizes) != sorted(set(self.sizes)):
             raise ConfigurationError(f"sizes must be multiples of 8 bytes and ascend, got {self.sizes}")
         if not self.sizes or self.repeats < 1 or self.seconds <= 0:
@@ -65,22 +69,22 @@ QUICK = Effort(
 
 def measure(
     topology: Topology,
-    copier: Copier,
     *,
     effort: Effort = FULL,
     pairs: Sequence[Pair] | None = None,
     distrusted: Sequence[Pair] = (),
     before_proof: Callable[[Pair], None] = lambda pair: None,
+    copier: Copier = copy_over,
 ) -> Measurement:
     """Prove and time the ways between cards, which must be there.
 
     Args:
         topology: the cards.
-        copier: queues a copy by a route.
         effort: sizes, repeats and seconds.
         pairs: ordered pairs of cards; None for all, and each device by itself.
         distrusted: pairs whose peer route is not touched and counts as failing.
         before_proof: told each pair before its peer route is first used.
+        copier: queues a copy by a route.
 
     Raises:
         ConfigurationError: for a pair of cards that are not there.
@@ -113,39 +117,43 @@ class _Bench:
         self._topology, self._copier = topology, copier
         self._effort = _limited(effort, _room(topology))
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._patterns = Patterns(max(self._effort.probe_sizes, default=0))
+        self._largest = max(*self._effort.sizes, *self._effort.probe_sizes, *self._effort.host_probe_sizes)
+        self._patterns = Patterns(self._largest)
         self._samples: list[Sample] = []
         self._proofs: list[Proof] = []
         self._hung: set[int] = set()
 
     def run(self, pairs: list[Pair], distrusted: Sequence[Pair], before_proof: Callable[[Pair], None]) -> Measurement:
-        peers = [pair for pair in pairs if "P2P" in routes_of(self._topology, *pair)]
         for card in sorted({card for pair in pairs for card in pair}):
             self._proofs.append(prove_host(card, self._into(card), self._patterns))
+        peers = [pair for pair in pairs if "P2P" in routes_of(self._topology, *pair)]
         for pair in peers:
             if pair in distrusted:
-                self._fail(pair, 0, "the process that checked it before did not live to see the end")
-                continue
-            before_proof(pair)
-            self._prove(pair)
+                self._fail("P2P", pair, 0, "the process that tried it before did not live to see the end")
+            else:
+                before_proof(pair)
+                self._prove("P2P", pair, self._effort.probe_sizes)
+        for pair in pairs:
+            if "HOST" in routes_of(self._topology, *pair):
+                self._prove("HOST", pair, self._effort.host_probe_sizes)
         self._time(list(self._curves(pairs)))
         return self._result(peers)
 
-    def _prove(self, pair: Pair) -> None:
+    def _prove(self, kind: RouteKind, pair: Pair, sizes: Sequence[int]) -> None:
         if self._hung & set(pair):
             return
         try:
-            for proof in prove(self._leg("P2P", pair), *pair, self._patterns, self._effort.probe_sizes):
+            for proof in prove(self._leg(kind, pair), *pair, self._patterns, sizes):
                 self._proofs.append(proof)
         except HungError:
             self._hung |= set(pair)
+        bounce.release()
 
     def _curves(self, pairs: list[Pair]) -> Iterator[tuple[Direction, RouteKind, Pair]]:
-        """What is timed: in one direction everything, in both what has another way back."""
+        """What is timed: in one direction every pair, in both at once those whose way back is wanted too."""
         for direction in self._effort.directions:
             for source, target in pairs:
-                one_of_two = source < target or (target, source) not in pairs
-                if direction == "one way" or (source != target and one_of_two):
+                if direction == "one way" or (source < target and (target, source) in pairs):
                     for kind in routes_of(self._topology, source, target):
                         yield direction, kind, (source, target)
 
@@ -172,7 +180,9 @@ class _Bench:
                     )
             except RuntimeError as error:
                 self._hung |= set(pair) if isinstance(error, HungError) else set()
-                self._fail(pair, self._effort.sizes[-1], str(error).splitlines()[0], kind)
+                self._fail(kind, pair, self._effort.sizes[-1], str(error).partition("\n")[0])
+            # Torch keeps pinned memory once it has some, so every pair uses that of the pair before.
+            bounce.release()
 
     def _proven(self, pair: Pair) -> bool:
         proofs = [proof for proof in self._proofs if (proof.route, proof.source, proof.target) == ("P2P", *pair)]
@@ -211,7 +221,7 @@ class _Bench:
             verdicts=tuple(verdicts),
         )
 
-    def _fail(self, pair: Pair, nbytes: int, why: str, kind: RouteKind = "P2P") -> None:
+    def _fail(self, kind: RouteKind, pair: Pair, nbytes: int, why: str) -> None:
         self._proofs.append(Proof(route=kind, source=pair[0], target=pair[1], nbytes=nbytes, failure=why))
 
     def _leg(self, kind: RouteKind, pair: Pair) -> Leg:
@@ -225,8 +235,7 @@ class _Bench:
 
     def _buffers_of(self, card: int) -> tuple[Tensor, Tensor]:
         if card not in self._buffers:
-            words = max(*self._effort.sizes, *self._effort.probe_sizes) // WORD_NBYTES
-            device = self._topology.cards[card].device
+            words, device = self._largest // WORD_NBYTES, self._topology.cards[card].device
             out, into = (torch.empty(words, dtype=torch.int64, device=device) for _ in range(2))
             self._buffers[card] = out, into
         return self._buffers[card]
@@ -245,10 +254,13 @@ def _limited(effort: Effort, room: int) -> Effort:
     Raises:
         ConfigurationError: if the smallest copy does not.
     """
-    sizes, probes = (tuple(x for x in sizes if x <= room) for sizes in (effort.sizes, effort.probe_sizes))
+    sizes, probes, host_probes = (
+        tuple(x for x in sizes if x <= room) for sizes in (effort.sizes, effort.probe_sizes, effort.host_probe_sizes)
+    )
     if not sizes:
         raise ConfigurationError(
             f"the fullest card has {format_nbytes(room * _SHARE_OF_FREE_MEMORY)} free; copies of "
             f"{format_nbytes(effort.sizes[0])} need {_SHARE_OF_FREE_MEMORY} times their size"
         )
-    return replace(effort, sizes=sizes, probe_sizes=probes or sizes[-1:])
+    largest = sizes[-1:]
+    return replace(effort, sizes=sizes, probe_sizes=probes or largest, host_probe_sizes=host_probes or largest)

@@ -14,7 +14,6 @@ from poolrt.keeping import cache_directory
 from poolrt.topology.identity import Identity, identify
 from poolrt.topology.topology import Topology
 from poolrt.transfer.cache import MeasurementFile
-from poolrt.transfer.leg import Copier
 from poolrt.transfer.measure import QUICK, Effort, Pair, measure
 from poolrt.transfer.measurement import Measurement
 
@@ -28,13 +27,12 @@ def recalled(topology: Topology) -> Measurement | None:
 
 
 def measured(
-    topology: Topology, copier: Copier, *, effort: Effort = QUICK, fresh: bool = False, keep_virtual: bool = False
+    topology: Topology, *, effort: Effort = QUICK, fresh: bool = False, keep_virtual: bool = False
 ) -> Measurement:
     """What is known of the ways between these cards, measured now if nothing is.
 
     Args:
         topology: the cards, which must be there.
-        copier: queues a copy by a route.
         effort: sizes, repeats and seconds, if it is measured now.
         fresh: measure even if something is kept.
         keep_virtual: keep what is measured of virtual cards too; for GPUs it always is.
@@ -42,7 +40,7 @@ def measured(
     identity = identify(topology)
     file = _file_for(identity if keep_virtual or (identity and not identity.virtual) else None)
     if file is None:
-        return measure(topology, copier, effort=effort)
+        return measure(topology, effort=effort)
     kept = file.read()
     if kept.measurement is not None and not fresh:
         return kept.measurement
@@ -50,7 +48,7 @@ def measured(
     def note(pair: Pair) -> None:
         file.trying(pair, kept.deadly)
 
-    found = measure(topology, copier, effort=effort, distrusted=kept.deadly, before_proof=note)
+    found = measure(topology, effort=effort, distrusted=kept.deadly, before_proof=note)
     file.keep(found)
     return found
 

@@ -43,8 +43,7 @@ def prove(leg: Leg, source: int, target: int, patterns: Patterns, sizes: Sequenc
         try:
             wrong_nbytes, first_wrong = wrong_bytes(_sent(leg, expected), expected)
         except RuntimeError as error:  # torch's errors of a device, and HungError
-            failure = str(error).splitlines()[0] if str(error) else type(error).__name__
-            yield Proof(route=leg.route, source=source, target=target, nbytes=nbytes, failure=failure)
+            yield Proof(route=leg.route, source=source, target=target, nbytes=nbytes, failure=_words_of(error))
             if isinstance(error, HungError):
                 raise
             return
@@ -68,7 +67,7 @@ def prove_host(card: int, buffer: Tensor, patterns: Patterns) -> Proof:
         buffer.copy_(expected)
         wrong_nbytes, first_wrong = wrong_bytes(buffer.cpu(), expected)
     except RuntimeError as error:
-        return Proof(route="HOST", source=card, target=card, nbytes=buffer.nbytes, failure=str(error).splitlines()[0])
+        return Proof(route="HOST", source=card, target=card, nbytes=buffer.nbytes, failure=_words_of(error))
     return Proof(
         route="HOST",
         source=card,
@@ -90,3 +89,8 @@ def _sent(leg: Leg, expected: Tensor) -> Tensor:
     leg.queue(expected.nbytes)
     wait_within([leg.done()], limit_s(expected.nbytes))
     return target.cpu()
+
+
+def _words_of(error: RuntimeError) -> str:
+    """The first line: what follows in torch's errors is advice about debugging kernels."""
+    return str(error).partition("\n")[0] or type(error).__name__

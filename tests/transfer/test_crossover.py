@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolrt.errors import ConfigurationError
-from poolrt.transfer.crossover import crossing_nbytes, fastest_at, fastest_by_size
+from poolrt.transfer.crossover import crossing_nbytes, fastest_by_size
 from poolrt.transfer.figures import Line
+from poolrt.transfer.routes import PairChoice
 
 lines = st.builds(
     Line,
@@ -20,7 +21,7 @@ sizes = st.floats(0, math.log(1 << 36)).map(lambda power: round(math.exp(power))
 @given(st.dictionaries(st.sampled_from(["P2P", "HOST", "LOCAL"]), lines, min_size=1), sizes)
 def test_no_other_route_is_faster_at_any_size(routes, nbytes):
     choice = fastest_by_size(routes)
-    chosen = routes[fastest_at(choice, nbytes)].copy_s(nbytes)
+    chosen = routes[PairChoice(kind_by_size=choice).at(nbytes)].copy_s(nbytes)
     assert chosen <= min(line.copy_s(nbytes) for line in routes.values()) * (1 + 1e-9) + 1e-9 / 1e8
     starts = [from_nbytes for from_nbytes, _ in choice]
     assert starts[0] == 0
@@ -48,8 +49,8 @@ def test_short_copies_by_one_route_and_long_ones_by_the_other():
     choice = fastest_by_size({"HOST": host, "P2P": peer})
     assert [kind for _, kind in choice] == ["P2P", "HOST"]
     assert choice[1][0] == pytest.approx(11_000, abs=1)
-    assert fastest_at(choice, 10_000) == "P2P"
-    assert fastest_at(choice, 12_000) == "HOST"
+    assert PairChoice(kind_by_size=choice).at(10_000) == "P2P"
+    assert PairChoice(kind_by_size=choice).at(12_000) == "HOST"
 
 
 def test_equal_lines_have_one_choice_and_the_first_named_wins():

@@ -97,10 +97,15 @@ def test_a_line_never_starts_below_zero():
     assert line.bytes_per_s == pytest.approx(1 / slope)
 
 
-@pytest.mark.parametrize("seconds", [(2.0,), (3.0, 2.0), (2.0, 2.0)], ids=["one size", "falling", "flat"])
-def test_where_time_does_not_grow_the_largest_copy_tells_the_rate(seconds):
-    points = [Point(nbytes=8 * (at + 1), seconds=x) for at, x in enumerate(seconds)]
-    assert fit_line(points) == Line(latency_s=0.0, bytes_per_s=8 * len(seconds) / seconds[-1])
+def test_one_size_tells_a_rate_and_no_latency():
+    assert fit_line([Point(nbytes=8, seconds=2.0)]) == Line(latency_s=0.0, bytes_per_s=4.0)
+
+
+@pytest.mark.parametrize("seconds", [(2.0, 2.0), (2.0, 2.0, 1.9)], ids=["flat", "falling"])
+def test_where_time_does_not_grow_it_is_all_latency(seconds):
+    line = fit_line([Point(nbytes=8 * (at + 1), seconds=x) for at, x in enumerate(seconds)])
+    assert min(seconds) <= line.latency_s <= max(seconds)
+    assert line.bytes_per_s == 8 * len(seconds) / seconds[-1]
 
 
 @pytest.mark.parametrize("points", [[], [Point(nbytes=0, seconds=1.0)], [Point(nbytes=8, seconds=0.0)]])
