@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,12 +14,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from poolrt.api import discover
 from poolrt.cli.pasted import add_from_option, print_remarks, read_from
+from poolrt.cli.proven import proofs_of_virtual_cards, sent_nbytes_of, with_measurement
 from poolrt.cli.terminal import console
-from poolrt.topology.discover import Sources, read_everything
+from poolrt.topology.discover import Sources, discover_cuda, read_everything
 from poolrt.topology.doctor.check import Check
 from poolrt.topology.doctor.examine import examine, exit_code
+from poolrt.topology.doctor.peers import copies_arrive
 from poolrt.topology.facts import Machine
+from poolrt.topology.request import VirtualRequest, parse_cards
+from poolrt.transfer.measure import QUICK
+from poolrt.transfer.measured import measured, recalled
 
 NAME = "doctor"
 HELP = (
@@ -32,7 +39,9 @@ _STYLES = {"fail": "bold red", "warn": "yellow", "ok": "green", "unknown": "dim"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `poolrt doctor`."""
-    add_from_option(parser)
+    what = parser.add_mutually_exclusive_group()
+    add_from_option(what)
+    what.add_argument("--probe", action="store_true", help="copy between the cards and look whether it arrives")
     parser.add_argument("--json", action="store_true", help="print JSON, schema 1")
 
 
@@ -44,7 +53,11 @@ def run(options: argparse.Namespace) -> int:
     """
     reading = read_from(options.from_file) if options.from_file else None
     machine = reading.machine if reading else _this_machine()
-    checks = examine(machine)
+    virtual_proofs: list[Check] = []
+    if not reading:
+        machine, virtual_proofs = _with_proofs(machine, probe=options.probe)
+    replaced = {check.id for check in virtual_proofs}
+    checks = [*(check for check in examine(machine) if check.id not in replaced), *virtual_proofs]
     if options.json:
         remarks = [asdict(remark) for remark in reading.remarks] if reading else []
         print(json.dumps(to_dict(checks, machine) | {"not_understood": remarks}, indent=2))
@@ -82,6 +95,31 @@ def show(checks: Sequence[Check], machine: Machine, out: Console) -> None:
         out.print(Text("not root: the ACS settings of bridges and the kernel log could not be seen", style="dim"))
     counts = Counter[str](check.verdict for check in checks)
     out.print(Text(", ".join(f"{counts[verdict]} {verdict}" for verdict in _STYLES)))
+
+
+def _with_proofs(machine: Machine, *, probe: bool) -> tuple[Machine, list[Check]]:
+    """What copies showed: now if they are to be made, else when this machine was measured last."""
+    if _wants_virtual_cards() or not machine.cards:
+        return machine, [_proof_of_virtual_cards()] if probe else []
+    topology = discover_cuda()
+    if not probe:
+        found = recalled(topology)
+        return (with_measurement(machine, topology, found) if found else machine), []
+    with sent_nbytes_of(machine, topology) as sent_nbytes:
+        found = measured(topology, effort=QUICK, fresh=True, sent_nbytes=sent_nbytes)
+    return with_measurement(machine, topology, found), []
+
+
+def _proof_of_virtual_cards() -> Check:
+    """The cards that stand in for GPUs here, named as what they are."""
+    topology = discover()
+    check = copies_arrive(proofs_of_virtual_cards(topology, measured(topology, effort=QUICK, fresh=True)))
+    return replace(check, evidence=f"virtual cards: {check.evidence}")
+
+
+def _wants_virtual_cards() -> bool:
+    wanted = os.environ.get("POOLRT_CARDS")
+    return bool(wanted) and isinstance(parse_cards(str(wanted)), VirtualRequest)
 
 
 def _this_machine() -> Machine:

@@ -6,14 +6,14 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from poolrt.api import DEFAULT_VIRTUAL_CARDS, DEFAULT_VIRTUAL_MEMORY
+from poolrt.api import DEFAULT_VIRTUAL_CARDS, DEFAULT_VIRTUAL_MEMORY, discover
 from poolrt.cli.pasted import add_from_option, print_remarks, read_from
 from poolrt.cli.plot import save_picture
 from poolrt.cli.terminal import console
@@ -27,6 +27,10 @@ from poolrt.topology.facts import Machine, PairFacts
 from poolrt.topology.pasted.read import Remark
 from poolrt.topology.request import CudaRequest, LogicalRequest, VirtualRequest, parse_cards
 from poolrt.topology.topology import Topology
+from poolrt.transfer.corrected import corrected
+from poolrt.transfer.measure import QUICK
+from poolrt.transfer.measured import measured, recalled
+from poolrt.transfer.measurement import Measurement
 from poolrt.units import format_nbytes, parse_nbytes
 
 NAME = "topo"
@@ -40,6 +44,8 @@ class View:
     topology: Topology
     machine: Machine | None = None
     """what the topology was drawn from, card by card; None for cards that are made"""
+    measurement: Measurement | None = None
+    """what copies between these very cards were seen to get"""
     about: str = ""
     sources: tuple[str, ...] = ()
     remarks: tuple[Remark, ...] = ()
@@ -49,6 +55,11 @@ class View:
         if self.machine is None:
             return None
         return pair_preset(self.machine, self.machine.cards[source], self.machine.cards[target])
+
+    def measured_bytes_per_s(self, source: int, target: int) -> float | None:
+        """What one copy got here; on a recorded machine, what somebody saw there."""
+        here = self.measurement.bytes_per_s(source, target) if self.measurement else None
+        return here or self.pair(source, target).measured_bytes_per_s
 
     def pair(self, source: int, target: int) -> PairFacts:
         """What was seen of the way between two cards; nothing of cards that are made."""
@@ -62,6 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     add_from_option(what)
     what.add_argument("--box", metavar="NAME", help=f"a recorded box: {', '.join(box_names())}")
+    what.add_argument("--measure", action="store_true", help="copy between the cards now and show what copies get")
     parser.add_argument("--json", action="store_true", help="print JSON, schema 1")
     parser.add_argument("--plot", metavar="FILE.png", help="draw cards and links into a picture (needs matplotlib)")
 
@@ -91,7 +103,10 @@ def to_dict(view: View) -> dict[str, Any]:
         link["nominal_bytes_per_s"] = preset.nominal_bytes_per_s if preset else None
         link["wire"] = preset.name if preset else None
         pair = view.pair(link["source"], link["target"])
-        link |= {"measured_bytes_per_s": pair.measured_bytes_per_s, "nvlinks": nvlink_count(pair)}
+        measured_bytes_per_s = view.measured_bytes_per_s(link["source"], link["target"])
+        link |= {"measured_bytes_per_s": measured_bytes_per_s, "nvlinks": nvlink_count(pair)}
+        verdict = view.measurement.verdict(link["source"], link["target"]) if view.measurement else None
+        link |= {"finding": verdict.finding if verdict else None}
         link |= {"pcie_relation": pair.pcie_relation, "peer_access": pair.peer_access}
     for card, facts in zip(body["cards"], view.machine.cards if view.machine else (), strict=False):
         card |= {"uuid": facts.uuid, "bus_id": facts.bus_id, "numa_node": facts.numa_node}
@@ -114,6 +129,11 @@ def show(view: View, out: Console) -> None:
             Text("a cell: relation, wire, nominal GB/s in one direction, and measured GB/s where a copy was measured")
         )
         out.print(Text("HOST: no peer access, copies go through the host's memory", style="dim"))
+    for verdict in view.measurement.verdicts if view.measurement else ():
+        if not verdict.usable:
+            out.print(Text(verdict.sentence, style="bold red" if verdict.finding == "lies" else "yellow"))
+    if view.measurement and any(card.kind == "virtual" for card in view.topology.cards):
+        out.print(Text("virtual cards: measured are copies within the host's memory", style="dim"))
     for source in view.sources:
         out.print(Text(f"source: {source}", style="dim"))
 
@@ -127,7 +147,13 @@ def _view(options: argparse.Namespace) -> View:
     if options.box:
         box = load_box(options.box)
         return _recorded(box.machine, about=f"{box.name}: {box.about}", sources=box.sources)
-    return _here(os.environ.get("POOLRT_CARDS"))
+    view = _here(os.environ.get("POOLRT_CARDS"))
+    if options.measure:
+        cards = discover() if view.machine is None else view.topology  # which turns virtual cards on
+        found: Measurement | None = measured(cards, effort=QUICK, fresh=True)
+    else:
+        found = recalled(view.topology)
+    return replace(view, topology=corrected(view.topology, found), measurement=found) if found else view
 
 
 def _recorded(
@@ -194,10 +220,10 @@ def _cell(view: View, source: int, target: int) -> str:
     link = view.topology.link(source, target)
     if source == target or link is None:
         return "X" if source == target else "-"
-    preset, measured = view.preset(source, target), view.pair(source, target).measured_bytes_per_s
+    preset, reached = view.preset(source, target), view.measured_bytes_per_s(source, target)
     lines = [link.relation if link.kind != "HOST" or link.relation == "HOST" else f"{link.relation} HOST"]
     lines.append(preset.name if preset else link.kind)
     lines.append(f"{(preset.nominal_bytes_per_s if preset else link.bytes_per_s) / 1e9:.4g} GB/s")
-    if measured:
-        lines.append(f"meas. {measured / 1e9:.4g}")
+    if reached:
+        lines.append(f"meas. {reached / 1e9:.4g}")
     return "\n".join(lines)

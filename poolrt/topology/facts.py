@@ -130,6 +130,8 @@ class CopyProof:
     """bytes that did not read back as they were written"""
     nvlink_nbytes: int | None = None
     """by how much the NVLink byte counters of the source moved"""
+    failure: str | None = None
+    """why nothing arrived that could be read: the copy's error, or that it did not end"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from poolrt.transfer.figures import Direction, Sample, summarize
 from poolrt.transfer.leg import Copier, HungError, Leg, make_leg
 from poolrt.transfer.measurement import Measurement
 from poolrt.transfer.pattern import WORD_NBYTES, Patterns
-from poolrt.transfer.probe import PROBE_NBYTES, prove, prove_host
+from poolrt.transfer.probe import PROBE_NBYTES, SentNbytes, prove, prove_host
 from poolrt.transfer.stopwatch import time_copies
 from poolrt.transfer.verdict import Proof, judge
 from poolrt.units import KIB, MIB, format_nbytes
@@ -74,6 +74,7 @@ def measure(
     pairs: Sequence[Pair] | None = None,
     distrusted: Sequence[Pair] = (),
     before_proof: Callable[[Pair], None] = lambda pair: None,
+    sent_nbytes: SentNbytes = lambda card: None,
     copier: Copier = copy_over,
 ) -> Measurement:
     """Prove and time the ways between cards, which must be there.
@@ -84,6 +85,7 @@ def measure(
         pairs: ordered pairs of cards; None for all, and each device by itself.
         distrusted: pairs whose peer route is not touched and counts as failing.
         before_proof: told each pair before its peer route is first used.
+        sent_nbytes: reads a card's NVLink byte counters.
         copier: queues a copy by a route.
 
     Raises:
@@ -92,7 +94,7 @@ def measure(
     wanted = all_pairs(topology) if pairs is None else list(dict.fromkeys(pairs))
     for pair in wanted:
         routes_of(topology, *pair)
-    return _Bench(topology, copier, effort).run(wanted, distrusted, before_proof)
+    return _Bench(topology, copier, effort, sent_nbytes).run(wanted, distrusted, before_proof)
 
 
 def all_pairs(topology: Topology) -> list[Pair]:
@@ -113,8 +115,8 @@ def routes_of(topology: Topology, source: int, target: int) -> tuple[RouteKind, 
 class _Bench:
     """Two buffers on every card, and what was found so far."""
 
-    def __init__(self, topology: Topology, copier: Copier, effort: Effort) -> None:
-        self._topology, self._copier = topology, copier
+    def __init__(self, topology: Topology, copier: Copier, effort: Effort, sent_nbytes: SentNbytes) -> None:
+        self._topology, self._copier, self._sent_nbytes = topology, copier, sent_nbytes
         self._effort = _limited(effort, _room(topology))
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._largest = max(*self._effort.sizes, *self._effort.probe_sizes, *self._effort.host_probe_sizes)
@@ -143,11 +145,16 @@ class _Bench:
         if self._hung & set(pair):
             return
         try:
-            for proof in prove(self._leg(kind, pair), *pair, self._patterns, sizes):
+            leg = self._leg(kind, pair)
+            for proof in prove(leg, *pair, self._patterns, sizes, self._counters_of(kind)):
                 self._proofs.append(proof)
         except HungError:
             self._hung |= set(pair)
         bounce.release()
+
+    def _counters_of(self, kind: RouteKind) -> SentNbytes:
+        """Only peer copies are to be seen on NVLinks."""
+        return self._sent_nbytes if kind == "P2P" else lambda card: None
 
     def _curves(self, pairs: list[Pair]) -> Iterator[tuple[Direction, RouteKind, Pair]]:
         """What is timed: in one direction every pair, in both at once those whose way back is wanted too."""

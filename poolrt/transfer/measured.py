@@ -16,6 +16,7 @@ from poolrt.topology.topology import Topology
 from poolrt.transfer.cache import MeasurementFile
 from poolrt.transfer.measure import QUICK, Effort, Pair, measure
 from poolrt.transfer.measurement import Measurement
+from poolrt.transfer.probe import SentNbytes
 
 _LOG = logging.getLogger("poolrt")
 
@@ -27,7 +28,12 @@ def recalled(topology: Topology) -> Measurement | None:
 
 
 def measured(
-    topology: Topology, *, effort: Effort = QUICK, fresh: bool = False, keep_virtual: bool = False
+    topology: Topology,
+    *,
+    effort: Effort = QUICK,
+    fresh: bool = False,
+    keep_virtual: bool = False,
+    sent_nbytes: SentNbytes = lambda card: None,
 ) -> Measurement:
     """What is known of the ways between these cards, measured now if nothing is.
 
@@ -36,11 +42,12 @@ def measured(
         effort: sizes, repeats and seconds, if it is measured now.
         fresh: measure even if something is kept.
         keep_virtual: keep what is measured of virtual cards too; for GPUs it always is.
+        sent_nbytes: reads a card's NVLink byte counters, if it is measured now.
     """
     identity = identify(topology)
     file = _file_for(identity if keep_virtual or (identity and not identity.virtual) else None)
     if file is None:
-        return measure(topology, effort=effort)
+        return measure(topology, effort=effort, sent_nbytes=sent_nbytes)
     kept = file.read()
     if kept.measurement is not None and not fresh:
         return kept.measurement
@@ -48,7 +55,7 @@ def measured(
     def note(pair: Pair) -> None:
         file.trying(pair, kept.deadly)
 
-    found = measure(topology, effort=effort, distrusted=kept.deadly, before_proof=note)
+    found = measure(topology, effort=effort, distrusted=kept.deadly, before_proof=note, sent_nbytes=sent_nbytes)
     file.keep(found)
     return found
 

@@ -37,7 +37,7 @@ class Proof:
     failure: str | None = None
     """why there was nothing to compare: the copy's error, or that it did not end"""
     nvlink_nbytes: int | None = None
-    """by how much the NVLink byte counters of the source moved; None where nothing counts"""
+    """by how much a copy moved the NVLink byte counters of the source; None where nothing counts"""
 
     @property
     def good(self) -> bool:

@@ -10,20 +10,26 @@ from poolrt.cli.main import COMMANDS, make_parser
 
 # What scripts of users may rely on. An option that goes, or comes, changes this table on purpose.
 OPTIONS = {
-    "topo": {"--from", "--box", "--json", "--plot"},
-    "doctor": {"--from", "--json"},
+    "topo": {"--from", "--box", "--measure", "--json", "--plot"},
+    "doctor": {"--from", "--probe", "--json"},
+    "bench copy": {"--pairs", "--sizes", "--quick", "--virtual", "--link", "--json"},
 }
 
 
-def subparsers():
-    (action,) = (x for x in make_parser()._actions if isinstance(x, argparse._SubParsersAction))
-    return action.choices
+def commands(parser, name=""):
+    """(words, parser) of every command that takes options, also of those within a command."""
+    inner = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not inner:
+        yield name, parser
+    for choices in inner:
+        for word, below in choices.items():
+            yield from commands(below, f"{name} {word}".strip())
 
 
 def test_the_options_are_those_that_are_promised():
     found = {
         name: {option for action in parser._actions for option in action.option_strings} - {"-h", "--help"}
-        for name, parser in subparsers().items()
+        for name, parser in commands(make_parser())
     }
     assert found == OPTIONS
 
@@ -35,7 +41,7 @@ def test_every_command_explains_itself(run, command):
     assert "usage: poolrt " + command.NAME in out
 
 
-REFUSED = [(), ("nonsense",), ("topo", "--nonsense"), ("topo", "--box", "a", "--from", "b")]
+REFUSED = [(), ("nonsense",), ("topo", "--nonsense"), ("topo", "--box", "a", "--from", "b"), ("bench",)]
 
 
 @pytest.mark.parametrize("words", REFUSED, ids=str)

@@ -7,6 +7,9 @@ import pytest
 
 from poolrt.topology.facts import Machine
 from poolrt.topology.topology import Topology
+from poolrt.transfer.figures import Point, figures_of
+from poolrt.transfer.measurement import Measurement
+from poolrt.transfer.verdict import Proof, judge
 
 LINK_KEYS = {"source", "target", "kind", "relation", "bytes_per_s", "latency_s"}
 
@@ -165,3 +168,34 @@ def test_without_matplotlib_the_remedy_is_named(run, tmp_path, monkeypatch):
     code, _, err = run("topo", "--box", "2x-rtx4090", "--plot", str(tmp_path / "x.png"))
     assert code == 2
     assert "poolrt[plot]" in err
+
+
+def test_what_was_measured_before_is_shown_for_these_cards(run_json, this_machine, bridged_pair, monkeypatch):
+    lies = judge([Proof(route="P2P", source=1, target=0, nbytes=8, wrong_nbytes=1)], {}, 1, 0)
+    points = [Point(nbytes=10**6, seconds=1e-4)]
+    figures = (figures_of(points, route="P2P", source=0, target=1, direction="one way"),)
+    found = Measurement(devices=("cuda:0", "cuda:1"), figures=figures, verdicts=(lies,))
+    monkeypatch.setattr("poolrt.cli.topo.recalled", lambda topology: found if len(topology) == 2 else None)
+    this_machine(bridged_pair)
+    there, back = run_json("topo")[1]["links"]
+    assert there["measured_bytes_per_s"] == there["bytes_per_s"] == pytest.approx(10e9)
+    assert there["nominal_bytes_per_s"] == pytest.approx(56.25e9)
+    assert (back["kind"], back["finding"]) == ("HOST", "lies")
+
+
+def test_copies_are_measured_when_asked(run, run_json, monkeypatch):
+    monkeypatch.setenv("POOLRT_CARDS", "virtual:2x8MiB")
+    code, out, _ = run("topo", "--measure")
+    assert code == 0
+    assert out.count("meas. ") == 2
+    assert "virtual cards: measured are copies within the host's memory" in out
+    link = run_json("topo", "--measure")[1]["links"][0]
+    assert link["finding"] == "usable"
+    assert link["measured_bytes_per_s"] > 0
+    assert run_json("topo")[1]["links"][0]["measured_bytes_per_s"] is None  # nothing is kept of virtual cards
+
+
+def test_a_recorded_box_cannot_be_measured_here(run):
+    code, _, err = run("topo", "--box", "2x-rtx4090", "--measure")
+    assert code == 2
+    assert "--measure" in err

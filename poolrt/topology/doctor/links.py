@@ -156,7 +156,9 @@ def links_used(machine: Machine) -> Check:
             "look at peer access and at NCCL_P2P_DISABLE; then at the fabric manager where there are switches",
         )
     if not proven:
-        return unknown(name, "no copy was watched", "this check needs a copy between the cards, which was not made")
+        return unknown(
+            name, "no copy was watched", "`poolrt doctor --probe` copies between the cards and reads the counters"
+        )
     return ok(name, f"{len(proven)} watched copies went over NVLink")
 
 

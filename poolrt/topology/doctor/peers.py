@@ -142,7 +142,14 @@ def copies_arrive(machine: Machine) -> Check:
     if len(machine.cards) < 2:
         return ok(name, "one card needs no peer")
     if not proven:
-        return unknown(name, "no copy was checked", "this check needs a copy between the cards, which was not made")
+        return unknown(name, "no copy was checked", "`poolrt doctor --probe` copies between the cards and looks")
+    failed = [f"{pair.source} -> {pair.target}: {proof.failure}" for pair, proof in proven if proof.failure]
+    if failed:
+        return fail(
+            name,
+            f"copies between cards fail: {listed(failed)}",
+            "poolrt goes through the host; look at the checks of links, IOMMU and health, and at the kernel log",
+        )
     lying = [_lie(pair, proof) for pair, proof in proven if proof.wrong_nbytes]
     if lying:
         return fail(
