@@ -32,6 +32,7 @@ from poolrt.topology.route import route
 from poolrt.topology.topology import Topology
 from poolrt.transfer import devices
 from poolrt.transfer.copy import copy
+from poolrt.transfer.trusted import remembered, trusted
 from poolrt.units import parse_nbytes
 from poolrt.verification import Verification, verify_step
 from poolrt.virtual_cards import backend, links
@@ -52,7 +53,7 @@ def discover() -> Topology:
         return _requested(wanted)
     found = discover_cuda()
     if found.cards:
-        return found
+        return remembered(found)
     warnings.warn(
         f"poolrt: no CUDA GPU found; using {DEFAULT_VIRTUAL_CARDS} virtual cards of {DEFAULT_VIRTUAL_MEMORY} on the "
         "CPU. "
@@ -73,7 +74,7 @@ def _requested(text: str) -> Topology:
     missing = [index for index in request.indices if index >= len(found)]
     if missing:
         raise ConfigurationError(f"POOLRT_CARDS={text} names GPUs {missing}, but this machine has {len(found)}")
-    return found.subset(request.indices)
+    return remembered(found.subset(request.indices))
 
 
 def virtual(
@@ -228,11 +229,13 @@ def shard(
         SampleError: if the sample does not fit the model's forward.
         PlanError: if the plan is for another model or topology.
         InfeasibleError: if no plan fits.
+        DriverError: if copies between a GPU and the host change bytes.
     """
-    topology = discover() if topology is None else topology
+    stated = discover() if topology is None else topology
     _check_model(model)
+    topology = _proven(stated)
     if plan is not None:
-        _check_plan(plan, model, topology)
+        _check_plan(plan, model, stated, topology)
     call = None if sample is None else call_of(sample)
     if call is not None:
         check_signature(model, call)
@@ -244,7 +247,6 @@ def shard(
         spill=_spill(spill),
         host_bytes=_host_bytes(),
     )
-    devices.know(topology)
     Pooled(model, topology, options, plan).start(call)
     return model
 
@@ -314,15 +316,26 @@ def _check_model(model: nn.Module) -> None:
         raise ModelError(f"this {type(model).__name__} is sharded already")
 
 
-def _check_plan(plan: Plan, model: nn.Module, topology: Topology) -> None:
+def _proven(topology: Topology) -> Topology:
+    """Peer routes between GPUs are used once they are proven; copies between virtual cards are the host's own."""
+    if all(card.kind == "cuda" for card in topology.cards):
+        return trusted(topology)
+    devices.know(topology)
+    return topology
+
+
+def _check_plan(plan: Plan, model: nn.Module, stated: Topology, proven: Topology) -> None:
     if plan.model != fingerprint(model):
         raise PlanError(
             f"the plan was made for another model (fingerprint {plan.model}, this one has {fingerprint(model)})"
         )
-    if plan.topology != topology.fingerprint():
+    same_ways = [link.kind for link in stated.links] == [link.kind for link in proven.links]
+    known = {proven.fingerprint(), *([stated.fingerprint()] if same_ways else [])}
+    if plan.topology not in known:
+        changed = "" if same_ways else "; links proved to be no good since, so make the plan anew"
         raise PlanError(
             f"the plan was made for another topology (fingerprint {plan.topology}, this one has "
-            f"{topology.fingerprint()})"
+            f"{proven.fingerprint()}){changed}"
         )
     if not plan.feasible:
         raise PlanError(f"the plan does not fit its cards: {plan.reason}")

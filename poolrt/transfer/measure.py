@@ -139,7 +139,14 @@ class _Bench:
             if "HOST" in routes_of(self._topology, *pair):
                 self._prove("HOST", pair, self._effort.host_probe_sizes)
         self._time(list(self._curves(pairs)))
+        self._clear()
         return self._result(peers)
+
+    def _clear(self) -> None:
+        """Give the buffers back to the cards, past torch's caches, which would keep them from pools."""
+        self._buffers.clear()
+        for device_type in {torch.device(card.device).type for card in self._topology.cards}:
+            torch.get_device_module(device_type).empty_cache()
 
     def _prove(self, kind: RouteKind, pair: Pair, sizes: Sequence[int]) -> None:
         if self._hung & set(pair):
