@@ -32,6 +32,7 @@ from poolrt.topology.route import route
 from poolrt.topology.topology import Topology
 from poolrt.transfer import devices
 from poolrt.transfer.copy import copy
+from poolrt.transfer.measure import PROOF
 from poolrt.transfer.trusted import remembered, trusted
 from poolrt.units import parse_nbytes
 from poolrt.verification import Verification, verify_step
@@ -317,9 +318,11 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _proven(topology: Topology) -> Topology:
-    """Peer routes between GPUs are used once they are proven; copies between virtual cards are the host's own."""
+    """Peer routes are used once they are proven. Virtual cards have none to prove unless they stand for a box."""
     if all(card.kind == "cuda" for card in topology.cards):
         return trusted(topology)
+    if links.are_paced() and all(card.kind == "virtual" for card in topology.cards):
+        return trusted(topology, PROOF)
     devices.know(topology)
     return topology
 

@@ -38,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     copy.add_argument("--quick", action="store_true", help="fewer sizes and repeats: seconds instead of half a minute")
     copy.add_argument("--virtual", metavar="2x1GiB", help="virtual cards of these sizes instead of the machine's cards")
     copy.add_argument("--link", metavar="NAME", help="the link stated between virtual cards, such as nvlink3x4")
+    copy.add_argument("--paced", action="store_true", help="virtual links that take the time they state")
     copy.add_argument("--json", action="store_true", help="print JSON, schema 1")
 
 
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ConfigurationError: if a pair, a size or the cards cannot be read, or are not there.
     """
-    topology = cards_of(options.virtual, options.link)
+    topology = cards_of(options.virtual, options.link, paced=options.paced)
     effort, pairs = effort_of(options), parse_pairs(options.pairs)
     start = time.perf_counter()
     whole = pairs is None and options.sizes is None
@@ -62,17 +63,17 @@ def run(options: argparse.Namespace) -> int:
     return 0 if all(proof.good for proof in found.proofs) else 1
 
 
-def cards_of(wanted: str | None, link: str | None = None) -> Topology:
+def cards_of(wanted: str | None, link: str | None = None, *, paced: bool = False) -> Topology:
     """Virtual cards if they are wanted, else those of the machine or of POOLRT_CARDS.
 
     Raises:
         ConfigurationError: if the text is no sizes of cards, or a link is stated for cards that have their own.
     """
-    if wanted is None and link is None:
+    if wanted is None and link is None and not paced:
         return discover()
     request = parse_cards(f"virtual:{wanted or f'{DEFAULT_VIRTUAL_CARDS}x{DEFAULT_VIRTUAL_MEMORY}'}")
     assert isinstance(request, VirtualRequest)
-    return virtual(len(request.memory_bytes), list(request.memory_bytes), link=link)
+    return virtual(len(request.memory_bytes), list(request.memory_bytes), link=link, paced=paced)
 
 
 def effort_of(options: argparse.Namespace) -> Effort:

@@ -52,6 +52,7 @@ class Effort:
     seconds: float = 25.0
     """for all timed copies together; what does not fit is left out, large sizes first"""
     directions: tuple[Direction, ...] = ("one way", "both ways")
+    """none to prove alone"""
 
     def __post_init__(self) -> None:
         sizes = (*self.sizes, *self.probe_sizes, *self.host_probe_sizes)
@@ -65,6 +66,8 @@ FULL = Effort()
 QUICK = Effort(
     sizes=(4 * KIB, 256 * KIB, 4 * MIB, 16 * MIB), repeats=3, seconds=5.0, probe_sizes=(1 * MIB, 64 * MIB)
 )  # fmt: skip
+
+PROOF = Effort(probe_sizes=(1 * MIB, 64 * MIB), directions=())
 
 
 def measure(

@@ -12,7 +12,7 @@ from poolrt.topology.route import route
 from poolrt.topology.topology import Topology
 from poolrt.transfer import routes
 from poolrt.transfer.corrected import corrected
-from poolrt.transfer.measure import all_pairs
+from poolrt.transfer.measure import QUICK, Effort, all_pairs
 from poolrt.transfer.measured import announce, measured, recalled
 from poolrt.transfer.measurement import Measurement
 from poolrt.transfer.routes import PairChoice
@@ -20,8 +20,12 @@ from poolrt.transfer.routes import PairChoice
 _log = logging.getLogger("poolrt")
 
 
-def trusted(topology: Topology) -> Topology:
+def trusted(topology: Topology, effort: Effort = QUICK) -> Topology:
     """The topology with no other peer routes than those that deliver, proven now unless they were before.
+
+    Args:
+        topology: the cards.
+        effort: how much to copy if they were not; without figures every route that delivers is used.
 
     Raises:
         DriverError: if a card's own way from and to the host changes bytes.
@@ -32,7 +36,7 @@ def trusted(topology: Topology) -> Topology:
     found = recalled(topology)
     if found is None:
         _log.info("the links of %d cards are proven and measured, once since the machine was started", len(topology))
-        found = measured(topology)
+        found = measured(topology, effort=effort)
     announce(found)
     routes.current().learn(topology, choices(found))
     return corrected(topology, found)

@@ -19,7 +19,7 @@ from torch.utils.backend_registration import generate_methods_for_privateuse1_ba
 
 import poolrt._C as _C  # not `from poolrt`: that would close a circle of imports
 from poolrt.errors import ConfigurationError, DriverError
-from poolrt.virtual_cards import device_module
+from poolrt.virtual_cards import device_module, links
 
 DEVICE_TYPE = "vcard"
 MAX_CARDS = _C.MAX_CARDS
@@ -47,6 +47,7 @@ def configure(capacities: Sequence[int], refused: Iterable[tuple[int, int]] = ()
         _C.host_driver().configure(list(capacities))
         for card, peer in refused:
             _C.host_driver().set_peer(card, peer, False)
+        links.begin_anew()
         device_module.adopt_configuration()
 
 

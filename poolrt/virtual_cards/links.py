@@ -25,6 +25,8 @@ from poolrt.topology.topology import Topology
 
 FaultKind = Literal["lies", "dies"]
 
+_paced = False  # whether `pace` was called for the cards that there are
+
 _KINDS = {"lies": _C.LINK_LIES, "dies": _C.LINK_DIES}
 
 
@@ -53,6 +55,8 @@ def pace(topology: Topology) -> None:
 
     Two cards without a stated link get that of the route through the host, and so does each card with the host.
     """
+    global _paced
+    _paced = True
     cards = range(len(topology))
     for source, target in permutations(cards, 2):
         way = route(topology, source, target)
@@ -61,6 +65,17 @@ def pace(topology: Topology) -> None:
     for card in cards:
         set_link(None, card, bytes_per_s=host.bytes_per_s, latency_s=host.latency_s)
         set_link(card, None, bytes_per_s=host.bytes_per_s, latency_s=host.latency_s)
+
+
+def are_paced() -> bool:
+    """Whether these cards stand for a box with links of its own: `pace` was called since they were made."""
+    return _paced
+
+
+def begin_anew() -> None:
+    """There are other cards: no link of theirs is paced; for `poolrt.virtual_cards.backend` alone."""
+    global _paced
+    _paced = False
 
 
 def clear_links() -> None:

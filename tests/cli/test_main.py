@@ -12,7 +12,7 @@ from poolrt.cli.main import COMMANDS, make_parser
 OPTIONS = {
     "topo": {"--from", "--box", "--measure", "--json", "--plot"},
     "doctor": {"--from", "--probe", "--json"},
-    "bench copy": {"--pairs", "--sizes", "--quick", "--virtual", "--link", "--json"},
+    "bench copy": {"--pairs", "--sizes", "--quick", "--virtual", "--link", "--paced", "--json"},
 }
 
 

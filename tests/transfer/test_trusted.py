@@ -44,7 +44,7 @@ def measures(monkeypatch):
 
     def answer(measurement, kept=None):
         monkeypatch.setattr(trusted, "recalled", lambda topology: kept)
-        monkeypatch.setattr(trusted, "measured", lambda topology: asked.append(topology) or measurement)
+        monkeypatch.setattr(trusted, "measured", lambda topology, effort: asked.append(topology) or measurement)
         return asked
 
     yield answer
