@@ -148,6 +148,8 @@ class _Bench:
     def _clear(self) -> None:
         """Give the buffers back to the cards, past torch's caches, which would keep them from pools."""
         self._buffers.clear()
+        if self._hung:
+            return  # giving memory back waits for all copies of a GPU
         for device_type in {torch.device(card.device).type for card in self._topology.cards}:
             torch.get_device_module(device_type).empty_cache()
 

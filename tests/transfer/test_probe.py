@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import poolrt
+from poolrt._C import host_driver
+from poolrt.transfer import probe
 from poolrt.transfer.copy import copy_over
 from poolrt.transfer.leg import HungError, make_leg
 from poolrt.transfer.pattern import Patterns
@@ -100,6 +102,26 @@ def test_a_copy_that_hangs_is_told_and_then_raised():
     assert next(told).failure == "did not end within 10 s"
     with pytest.raises(HungError):
         next(told)
+
+
+def test_a_copy_that_does_not_end_is_given_up(monkeypatch):
+    """The stream of the copy is held from the moment at which the copy comes into it."""
+    monkeypatch.setattr(probe, "limit_s", lambda nbytes: 0.05)
+    buffers = [torch.zeros(KIB, dtype=torch.int64, device=f"vcard:{card}") for card in range(2)]
+
+    def copier(kind, source, target):
+        host_driver().stream_hold(leg.streams[0].stream_id)
+        copy_over(kind, source, target)
+
+    leg = make_leg(copier, "P2P", *buffers)
+    told = prove(leg, 0, 1, Patterns(8 * KIB), (8 * KIB,))
+    try:
+        assert next(told).failure == "did not end within 0 s"
+        with pytest.raises(HungError):
+            next(told)
+    finally:
+        host_driver().stream_pass(leg.streams[0].stream_id)
+    torch.vcard.synchronize(1)
 
 
 def test_byte_counters_are_read_around_the_largest_copies():
