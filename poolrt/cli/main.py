@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from poolrt.cli import bench, doctor, topo
+from poolrt.cli import bench, doctor, plan, topo, verify
 from poolrt.errors import PoolrtError
 
 
@@ -29,7 +29,7 @@ class Command(Protocol):
         """Do it and return the exit code."""
 
 
-COMMANDS: tuple[Command, ...] = (topo, doctor, bench)
+COMMANDS: tuple[Command, ...] = (topo, doctor, plan, bench, verify)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -12,6 +12,8 @@ from poolrt.cli.main import COMMANDS, make_parser
 OPTIONS = {
     "topo": {"--from", "--box", "--measure", "--json", "--plot"},
     "doctor": {"--from", "--probe", "--json"},
+    "plan": {"--virtual", "--box", "--micro-batches", "--batch-dim", "--json", "--optimizer", "--spill"},
+    "verify": {"--virtual", "--box", "--micro-batches", "--batch-dim", "--json"},
     "bench copy": {"--pairs", "--sizes", "--quick", "--virtual", "--link", "--paced", "--json"},
 }
 
