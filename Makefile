@@ -70,7 +70,7 @@ lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	find csrc tests benchmarks -name '*.[ch]pp' -print0 | xargs -0 -r $(dir $(RUN))clang-format --dry-run -Werror
+	find csrc tests benchmarks -name '*.[ch]pp' -print0 -o -name '*.cu' -print0 -o -name '*.cuh' -print0 | xargs -0 -r $(dir $(RUN))clang-format --dry-run -Werror
 
 bench: $(READY)
 	@mkdir -p build/bench

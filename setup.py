@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 
 CORE_SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp") if not path.name.startswith("vcard_"))
 CORE_HEADERS = sorted(str(path) for path in Path("csrc").glob("*.hpp") if not path.name.startswith("vcard_"))
-FIRST_USE_SOURCES = ["driver.hpp", "pool_table.hpp", "vcard_*.hpp", "vcard_*.cpp", "*.cu"]
+FIRST_USE_SOURCES = ["driver.hpp", "pool_table.hpp", "vcard_*.hpp", "vcard_*.cpp", "*.cu", "kernels_*.cuh"]
 
 
 class BuildPyWithSources(build_py):
