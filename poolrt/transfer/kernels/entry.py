@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import NoReturn
 
 import torch
 
@@ -18,10 +17,10 @@ from poolrt.transfer.kernels import cuda_body
 from poolrt.transfer.kernels.availability import available
 from poolrt.transfer.kernels.launch import Lanes, Launch, plan_add, plan_copy, plan_many
 from poolrt.transfer.kernels.overlap import refuse_overlap, runs_overlap
+from poolrt.transfer.kernels.tensors import layout_of, runs_of, type_name
 from poolrt.transfer.kernels.walk import Layout
 
 _Plan = Callable[[Layout, str, Layout, str, Lanes], tuple[Launch, ...]]
-_Holds = Callable[[torch.Tensor, torch.Tensor], bool]
 _BLOCKS_PER_MULTIPROCESSOR = 16
 """twice as many as there is room for at once, so that none idles at the end"""
 
@@ -58,7 +57,7 @@ def copy_many(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         return
     sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
     device, peers = _devices(sources, targets)
-    runs = _runs(sources, targets)
+    runs = runs_of(sources, targets)
     if runs_overlap(runs):
         raise ConfigurationError(f"of {len(runs)} copies, a target overlaps another or a source; clone() the source")
     launch = plan_many(runs, _lanes(device.index))
@@ -72,7 +71,7 @@ def copy_many(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
 def _run(plan: _Plan, source: torch.Tensor, target: torch.Tensor) -> None:
     device, peers = _devices([source], [target])
     layouts = layout_of(target), layout_of(source)
-    launches = plan(layouts[0], _name(target.dtype), layouts[1], _name(source.dtype), _lanes(device.index))
+    launches = plan(layouts[0], type_name(target.dtype), layouts[1], type_name(source.dtype), _lanes(device.index))
     if not launches:
         return
     refuse_overlap(*layouts)
@@ -80,28 +79,6 @@ def _run(plan: _Plan, source: torch.Tensor, target: torch.Tensor) -> None:
         stream = torch.cuda.current_stream(device).cuda_stream
         for launch in launches:
             cuda_body.run(launch, device.index, stream)
-
-
-def layout_of(tensor: torch.Tensor) -> Layout:
-    """Where the tensor's elements lie.
-
-    Raises:
-        ConfigurationError: if the tensor is not strided, or a lazy conjugate or negative.
-    """
-    if tensor.layout != torch.strided:
-        raise ConfigurationError(f"kernels copy strided tensors, not {tensor.layout}; use target.copy_(source)")
-    if tensor.is_conj() or tensor.is_neg():
-        raise ConfigurationError("the tensor is a lazy conjugate or negative; call resolve_conj() and resolve_neg()")
-    return Layout(
-        address=tensor.data_ptr(),
-        item_nbytes=tensor.element_size(),
-        shape=tuple(tensor.shape),
-        strides=tensor.stride(),
-    )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _devices(
@@ -117,28 +94,6 @@ def _devices(
             raise ConfigurationError(f"kernels cannot serve {device}: {reason}; use target.copy_(source)")
     (home,) = homes
     return home, origins - homes
-
-
-def _runs(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
-    """Addresses and bytes. One pass per fact: for a thousand tensors that is most of the time a call takes."""
-    sizes = [tensor.nbytes for tensor in targets]
-    if sizes != [tensor.nbytes for tensor in sources]:
-        _refuse(sources, targets, "of one size", lambda source, target: source.nbytes == target.nbytes)
-    if [tensor.dtype for tensor in targets] != [tensor.dtype for tensor in sources]:
-        _refuse(sources, targets, "of one type", lambda source, target: source.dtype == target.dtype)
-    if not all(map(torch.Tensor.is_contiguous, (*sources, *targets))):
-        _refuse(sources, targets, "contiguous", lambda *pair: all(tensor.is_contiguous() for tensor in pair))
-    return list(zip([t.data_ptr() for t in targets], [s.data_ptr() for s in sources], sizes, strict=True))
-
-
-def _refuse(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], wanted: str, holds: _Holds) -> NoReturn:
-    """Names the first pair that is not as wanted."""
-    pairs = enumerate(zip(sources, targets, strict=True))
-    number, source, target = next((number, *pair) for number, pair in pairs if not holds(*pair))
-    raise ConfigurationError(
-        f"pair {number} is not {wanted}: {source.dtype} {tuple(source.shape)} with strides {source.stride()} to "
-        f"{target.dtype} {tuple(target.shape)} with strides {target.stride()}; copy() takes it"
-    )
 
 
 @cache

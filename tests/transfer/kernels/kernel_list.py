@@ -35,6 +35,15 @@ def sums() -> Iterator[tuple[str, ...]]:
     yield ("float32", "float32", "float32", "4", "int64")
 
 
+def each_type_once() -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """(copies, sums) in which each type is the source once and the target once, in its largest packs."""
+    partners = dict(zip(NAMES, NAMES[5:] + NAMES[:5], strict=True))
+    largest = [(one, other, str(packs(one, other)[-1]), "int32") for one, other in partners.items()]
+    copied = [types for types in copies() if types in largest or types[0] in WORDS.values()]
+    summed = [types for types in sums() if types[0] == types[2] and types[3] == str(packs(types[0])[-1])]
+    return copied, summed
+
+
 def for_host() -> str:
     """Lines of KERNEL_LIST, see tests/csrc/kernels_library.cpp."""
     lines = [_line("COPY", "copy_strided", types) for types in copies()]

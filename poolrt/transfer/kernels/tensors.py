@@ -1,0 +1,64 @@
+"""torch's tensors as the plain values that kernels are planned with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import torch
+
+from poolrt.errors import ConfigurationError
+from poolrt.transfer.kernels.walk import Layout
+
+_Holds = Callable[[torch.Tensor, torch.Tensor], bool]
+
+
+def layout_of(tensor: torch.Tensor) -> Layout:
+    """Where the tensor's elements lie.
+
+    Raises:
+        ConfigurationError: if the tensor is not strided, or a lazy conjugate or negative.
+    """
+    if tensor.layout != torch.strided:
+        raise ConfigurationError(f"kernels copy strided tensors, not {tensor.layout}; use target.copy_(source)")
+    if tensor.is_conj() or tensor.is_neg():
+        raise ConfigurationError("the tensor is a lazy conjugate or negative; call resolve_conj() and resolve_neg()")
+    return Layout(
+        address=tensor.data_ptr(),
+        item_nbytes=tensor.element_size(),
+        shape=tuple(tensor.shape),
+        strides=tensor.stride(),
+    )
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """bfloat16 of torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def runs_of(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
+    """(target address, source address, bytes) of every pair.
+
+    One pass over all tensors per fact: for a thousand of them this is most of the time that copying them takes.
+
+    Raises:
+        ConfigurationError: names the first pair that is not contiguous, of one size and of one type.
+    """
+    sizes = [tensor.nbytes for tensor in targets]
+    if sizes != [tensor.nbytes for tensor in sources]:
+        _refuse(sources, targets, "of one size", lambda source, target: source.nbytes == target.nbytes)
+    if [tensor.dtype for tensor in targets] != [tensor.dtype for tensor in sources]:
+        _refuse(sources, targets, "of one type", lambda source, target: source.dtype == target.dtype)
+    if not all(map(torch.Tensor.is_contiguous, (*sources, *targets))):
+        _refuse(sources, targets, "contiguous", lambda *pair: all(tensor.is_contiguous() for tensor in pair))
+    return list(zip([t.data_ptr() for t in targets], [s.data_ptr() for s in sources], sizes, strict=True))
+
+
+def _refuse(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], wanted: str, holds: _Holds) -> NoReturn:
+    """Names the first pair that is not as wanted."""
+    pairs = enumerate(zip(sources, targets, strict=True))
+    number, source, target = next((number, *pair) for number, pair in pairs if not holds(*pair))
+    raise ConfigurationError(
+        f"pair {number} is not {wanted}: {source.dtype} {tuple(source.shape)} with strides {source.stride()} to "
+        f"{target.dtype} {tuple(target.shape)} with strides {target.stride()}; copy() takes it"
+    )
