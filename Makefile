@@ -78,6 +78,7 @@ bench: $(READY)
 	$(RUN) benchmarks/overlap.py --quick --json build/bench/overlap.json
 	$(RUN) benchmarks/one_card.py --quick --json build/bench/one_card.json
 	$(RUN) benchmarks/allocator.py --quick --json build/bench/allocator.json
+	$(RUN) benchmarks/kernels.py --quick --json build/bench/kernels.json
 
 gpu-check: $(READY)
 	@mkdir -p build

@@ -73,6 +73,17 @@ def test_pooled_batch_grows_with_the_cards(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_kernels_without_a_gpu_say_so(tmp_path: Path, capsys) -> None:
+    import kernels
+
+    answer = tmp_path / "kernels.json"
+    kernels.main(["--quick", "--json", str(answer)])
+    body = json.loads(answer.read_text())
+    assert body["measured"] is False
+    assert body["reason"] in capsys.readouterr().out.replace("\n", " ")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to check")
 def test_gpu_check_without_a_gpu_says_so(tmp_path: Path) -> None:
     answer = tmp_path / "gpu.json"
