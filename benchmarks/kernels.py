@@ -81,7 +81,7 @@ def measure_bandwidth(nbytes: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def _contenders(nbytes: int) -> list[Contender]:
-    """torch's contiguous copy first: what the others are compared with."""
+    """Torch's contiguous copy first: what the others are compared with."""
     count = nbytes // 4
     side = 32 * int((count // 1024) ** 0.5)
     source = torch.rand(count, device="cuda:0")

@@ -13,7 +13,6 @@ from transfer.kernels.worker import SOURCE_BASE, TARGET_BASE
 
 from poolrt.errors import ConfigurationError
 from poolrt.transfer import kernels
-from poolrt.transfer.kernels.dtypes import NAMES
 from poolrt.transfer.kernels.launch import Lanes
 from poolrt.transfer.kernels.source import kernel_source
 
@@ -37,7 +36,7 @@ def on_card(data: bytes) -> torch.Tensor:
 class CudaBody:
     """csrc/kernels.cu through cupy. Addresses of plans become those of buffers on the card."""
 
-    lanes, examples = Lanes(threads=64, most_blocks=5), 200
+    lanes, examples, partners = Lanes(threads=64, most_blocks=5), 200, 4
 
     def run(self, launch, target, source):
         from poolrt.transfer.kernels import cuda_body
@@ -69,7 +68,7 @@ class CudaBody:
 class NumbaBody:
     """numba_body, as Numba compiles it for a card."""
 
-    lanes, examples = Lanes(threads=64, most_blocks=5), 40
+    lanes, examples, partners = Lanes(threads=64, most_blocks=5), 40, 2
 
     def run(self, launch, target, source):
         from poolrt.transfer.kernels import numba_body
@@ -156,18 +155,15 @@ class TestNumbaOnACard(Conformance):
         return NumbaBody()
 
 
-@pytest.mark.parametrize("target", NAMES)
+@pytest.mark.parametrize("target", ["float32", "bfloat16", "float16", "int64", "complex64"])
 def test_copies_and_sums_have_the_bits_of_torch_on_the_card(target):
-    for source in NAMES:
+    for source in ("float32", "bfloat16", "float64", "int32", "bool"):
         given = torch.randint(0, 100, (1001,), device=DEVICE).to(getattr(torch, source))
         into = torch.randint(0, 20, (1001,), device=DEVICE).to(getattr(torch, target))
         if given.is_floating_point():
             given = given / 7
         expected = into.clone()
-        if given.is_complex() and not into.is_complex():
-            expected.copy_(given.real)
-        else:
-            expected.copy_(given)
+        expected.copy_(given)
         found = into.clone()
         kernels.copy(given, found)
         assert torch.equal(found, expected), source

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from transfer.kernels.kernel_list import for_host
 
+from poolrt.transfer.kernels.dtypes import NAMES
 from poolrt.transfer.kernels.launch import Lanes, Launch, ManyLaunch
 
 HERE = Path(__file__).parent
@@ -24,6 +25,8 @@ class Body(Protocol):
     """how many threads a launch of a test should have"""
     examples: int
     """how many random cases are worth their time"""
+    partners: int
+    """how many source types each target type meets; a card compiles a kernel for each"""
 
     def run(self, launch: Launch, target: bytes, source: bytes) -> bytes: ...
 
@@ -34,6 +37,8 @@ class Body(Protocol):
 
 class WorkerBody:
     """A body in a process of its own, see worker.py."""
+
+    partners = len(NAMES)
 
     def __init__(self, process: subprocess.Popen[bytes], lanes: Lanes, examples: int):
         self._process = process
