@@ -4,8 +4,8 @@
     make gpu-check VENV=none PYTHON=python3         # with the torch that is there, nothing installed
     python benchmarks/gpu_check.py --json gpu.json
 
-Ends with code 0 when everything passed, 1 when something failed, 2 when there is no GPU. Under 11 minutes: each part has
-a limit of its own, and a part that reaches it is reported as failed.
+Ends with code 0 when everything passed, 1 when something failed, 2 when there is no GPU. Under 11 minutes: each part
+has a limit of its own, and a part that reaches it is reported as failed.
 """
 
 from __future__ import annotations
