@@ -1,0 +1,284 @@
+"""A parameter whose pieces live on several cards, and how gradients of the pieces become its gradient.
+
+    parameter (leaf, whole) --+-- used whole: gathered for the operator
+                              '--[ join ]-- piece 0 on card 0, piece 1 on card 1: what rewritten regions use
+
+The whole is autograd's leaf. The pieces hang on it through one node, whose backward names their gradients as one
+sharded gradient, without a copy. So hooks, `.grad`, torch.autograd.grad, accumulation and gradients of gradients are
+torch's own.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from poolrt.errors import ModelError
+from poolrt.runtime.sharded.sharding import Sharding
+from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor, copy_pieces, host_copy
+
+_OWN = frozenset({"_pieces", "_sharding", "_joined", "_watched", "origin"})
+"""attributes of the object that are not the user's"""
+
+
+class ShardedParameter(ShardedTensor, nn.Parameter):
+    """An nn.Parameter in pieces. Made by `shard_parameter`, in the place of the user's own object."""
+
+    _joined: list[weakref.ref[Tensor]]
+    _watched: bool
+    origin: torch.device
+    """where it was before it was split"""
+
+    @staticmethod
+    def __new__(
+        cls: type[ShardedParameter], pieces: Sequence[Tensor], sharding: Sharding, strides: Sequence[int], learns: bool
+    ) -> ShardedParameter:
+        """The parameter that `pieces` are; nothing is copied."""
+        made = cast(ShardedParameter, ShardedTensor.__new__(cls, pieces, sharding, strides, learns))
+        made._joined, made._watched, made.origin = [], False, sharding.lead
+        made._watch()
+        return made
+
+    # ---- gradients
+
+    def _watch(self) -> None:
+        """A gradient of the whole is put into pieces before anyone else sees it."""
+        if self._watched or not self.requires_grad:
+            return
+        self._watched = True
+        handle = self.register_hook(IntoPieces(self._sharding))
+        hooks = cast("OrderedDict[int, Any]", self._backward_hooks)
+        put_first(hooks, {handle.id: hooks.pop(handle.id)})
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether it learns; the pieces learn with it."""
+        return bool(torch.Tensor.requires_grad.__get__(self))  # type: ignore[attr-defined]
+
+    @requires_grad.setter
+    def requires_grad(self, learns: bool) -> None:
+        torch.Tensor.requires_grad.__set__(self, learns)  # type: ignore[attr-defined]
+        self._watch()
+        self._rejoin()
+
+    def requires_grad_(self, requires_grad: bool = True) -> ShardedParameter:
+        """Whether it learns from now on; the pieces learn with it."""
+        self.requires_grad = requires_grad
+        return self
+
+    # ---- pieces in autograd's graph
+
+    def joined_pieces(self) -> list[Tensor]:
+        """The pieces, as `pieces` gives them."""
+        known = [reference() for reference in self._joined]
+        if not known or any(piece is None for piece in known):
+            with torch.inference_mode(False), torch.no_grad():
+                known = [piece.detach() for piece in self._pieces]
+            self._joined = [weakref.ref(piece) for piece in known if piece is not None]
+            self._rejoin()
+        return cast(list[Tensor], known)
+
+    def _rejoin(self) -> None:
+        """Hang the pieces that are in use on the leaf, or take them off, as it learns or not."""
+        pieces = [piece for reference in self._joined if (piece := reference()) is not None]
+        if len(pieces) != len(self._pieces):
+            return
+        for piece in pieces:
+            piece.detach_()
+        if self.requires_grad:
+            with torch.inference_mode(False), torch.enable_grad():
+                _Join.apply(self, *pieces)
+
+    def take_values(self, value: Tensor) -> None:
+        """As of any sharded tensor; the pieces that regions use follow."""
+        super().take_values(value)
+        pieces = [reference() for reference in self._joined]
+        if not pieces or any(piece is None for piece in pieces):
+            return
+        for place, piece in enumerate(cast(list[Tensor], pieces)):
+            piece.detach_()
+            piece.data = self._pieces[place]
+            self._pieces[place] = piece.detach()  # so that both count changes together
+        self._rejoin()
+
+    def assign(self, value: Tensor) -> None:
+        """Have the values and the type of `value`, from any device: the pieces of one that is split likewise, or new.
+
+        Raises:
+            torch.OutOfMemoryError: if a card has no room for its new piece; nothing has changed then.
+        """
+        alike = isinstance(value, ShardedTensor) and value.sharding == self._sharding
+        self.take_values(value if alike else shard_tensor(value.detach(), self._sharding))
+
+    # ---- copies
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ShardedParameter:
+        """Sharded likewise, without gradient and hooks, as of any parameter."""
+        if id(self) not in memo:
+            copied = ShardedParameter(copy_pieces(self, memo), self._sharding, self.stride(), self.requires_grad)
+            copied.origin = self.origin
+            memo[id(self)] = copied
+        return cast(ShardedParameter, memo[id(self)])
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as an ordinary parameter on the host."""
+        plain = nn.Parameter(host_copy(self), requires_grad=self.requires_grad)
+        vars(plain).update(users_attributes(self))
+        return plain.__reduce_ex__(protocol)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"Parameter containing:\n{super().__repr__()}"
+
+    @classmethod
+    def __torch_function__(  # type: ignore[override]
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """All as usual, but for nn.Module's question whether a converted parameter can take this one's place."""
+        if func is torch._has_compatible_shallow_copy_type and not isinstance(args[1], Sharded):
+            where = ", ".join(map(str, args[0].sharding.devices))
+            raise ModelError(
+                f"the model's parameters are split over {where} and cannot be moved to {args[1].device}; to have them "
+                "elsewhere, load the model's state_dict() into a fresh model there"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+class IntoPieces:
+    """The hook that sees a parameter's gradient first."""
+
+    def __init__(self, sharding: Sharding) -> None:
+        self._sharding = sharding  # not the parameter: a hook lives as long as its leaf
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """`gradient` in pieces."""
+        return shard_tensor(gradient, self._sharding)
+
+
+class _Join(torch.autograd.Function):
+    """Hangs pieces on their parameter, in place, so that whoever holds them need not learn of it.
+
+    It saves no tensors, so the one node serves every forward and backward of the parameter's life.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, whole: ShardedParameter, *pieces: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.mark_dirty(*pieces)
+        ctx.sharding, ctx.strides = whole.sharding, whole.stride()
+        ctx.forms = [(piece.shape, piece.dtype, piece.device) for piece in pieces]
+        return pieces
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        return (_Gradient.apply(ctx.sharding, ctx.strides, ctx.forms, *gradients), *(None for _ in gradients))
+
+
+class _Gradient(torch.autograd.Function):
+    """The pieces' gradients as one sharded gradient; itself differentiable, for gradients of gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, sharding: Sharding, strides: Sequence[int], forms: Sequence[Any], *gradients: Tensor | None
+    ) -> Tensor:
+        ctx.sharding = sharding
+        ctx.needed = [gradient is not None for gradient in gradients]
+        filled = [
+            gradient.detach() if gradient is not None else torch.zeros(shape, dtype=dtype, device=device)
+            for gradient, (shape, dtype, device) in zip(gradients, forms, strict=True)
+        ]
+        return ShardedTensor(add_replicas(filled, sharding), sharding, strides)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        parts = shard_tensor(gradient, ctx.sharding).pieces
+        return (None, None, None, *(part if needed else None for part, needed in zip(parts, ctx.needed, strict=True)))
+
+
+def put_first(hooks: OrderedDict[int, Any], first: Mapping[int, Any]) -> None:
+    """Have `first` called before the hooks there are; torch goes by the order in which a dictionary was filled."""
+    others = dict(hooks)
+    hooks.clear()
+    hooks.update(first)
+    hooks.update(others)
+
+
+def add_replicas(gradients: list[Tensor], sharding: Sharding) -> list[Tensor]:
+    """Where several cards hold the same, every one of them gets the sum of their gradients, added in cards' order."""
+    if sharding.split.is_disjoint:
+        return gradients
+    dim = sharding.split.dim
+    total = torch.zeros(sharding.shape, dtype=gradients[0].dtype, device=sharding.lead)
+    for card, gradient in enumerate(gradients):
+        for run in sharding.runs[card]:
+            part = gradient.narrow(dim, run.piece_start, run.length)
+            total.narrow(dim, run.start, run.length).add_(part.to(sharding.lead))
+    return sharding.scatter(total)
+
+
+def shard_tensor(tensor: Tensor, sharding: Sharding) -> ShardedTensor:
+    """A tensor of the parameter's shape as pieces on their cards; one that is so already is not copied."""
+    if isinstance(tensor, ShardedTensor) and tensor.sharding == sharding:
+        return tensor
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        return cast(ShardedTensor, _Scatter.apply(tensor, sharding))
+    whole = tensor.whole() if isinstance(tensor, Sharded) else tensor
+    return ShardedTensor(sharding.scatter(whole), sharding, whole.stride())
+
+
+class _Scatter(torch.autograd.Function):
+    """`shard_tensor` of a gradient that is itself to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, sharding: Sharding) -> Tensor:
+        return shard_tensor(gradient.detach(), sharding)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return (gradient.whole() if isinstance(gradient, Sharded) else gradient), None
+
+
+def users_attributes(parameter: nn.Parameter) -> dict[str, Any]:
+    """What the user (or a library) has set on the parameter object."""
+    return {name: value for name, value in vars(parameter).items() if name not in _OWN}
+
+
+def pieces(parameter: nn.Parameter) -> list[Tensor]:
+    """The pieces of a sharded parameter, one per card, for computations on the cards.
+
+    They are the same objects for as long as someone holds them, whatever happens to the parameter's values, dtype or
+    `requires_grad`. Their gradients go to the parameter; they have none themselves. Put them into a module's
+    `_parameters` as they are: an nn.Parameter made of one would be cut off.
+
+    Raises:
+        ModelError: if the parameter is not sharded.
+    """
+    if not isinstance(parameter, ShardedParameter):
+        raise ModelError(f"a parameter of shape {tuple(parameter.shape)} on {parameter.device} is not split over cards")
+    return parameter.joined_pieces()
+
+
+def gradient_from_pieces(parameter: nn.Parameter, gradients: Sequence[Tensor | None]) -> Tensor | None:
+    """The gradient of a sharded parameter from those of stand-ins for its pieces; None if none has one.
+
+    Args:
+        parameter: the whole.
+        gradients: one per card, on that card; they are part of the result, not copied.
+
+    Raises:
+        ModelError: if the parameter is not sharded.
+    """
+    if not isinstance(parameter, ShardedParameter):
+        raise ModelError(f"a parameter of shape {tuple(parameter.shape)} on {parameter.device} is not split over cards")
+    if all(gradient is None for gradient in gradients):
+        return None
+    filled = [
+        torch.zeros_like(piece) if gradient is None else gradient.detach()
+        for gradient, piece in zip(gradients, parameter.pieces, strict=True)
+    ]
+    return ShardedTensor(add_replicas(filled, parameter.sharding), parameter.sharding, parameter.stride())

@@ -1,0 +1,318 @@
+"""A tensor whose pieces live on several cards: full shape, and no storage but the pieces.
+
+    ShardedTensor(12, 8)          reading the whole gathers, writing it scatters
+      |-- piece 0 (6, 8) vcard:0
+      '-- piece 1 (6, 8) vcard:1
+
+The pieces are the one place where values are. What detach() and views of it give are other names of the same pieces, so
+there is nothing that could drift from them. `operators` says how each of torch's operators works on them. The means are
+torch's wrapper subclasses (https://docs.pytorch.org/docs/stable/notes/extending.html#subclassing-torch-tensor).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from poolrt.errors import ModelError
+from poolrt.runtime.sharded.sharding import Sharding, dense_strides
+
+Operator = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+
+_being_saved: weakref.WeakValueDictionary[tuple[Any, ...], torch.UntypedStorage] = weakref.WeakValueDictionary()
+"""host copies that a pickle in the making holds, so that tied weights are saved once"""
+
+
+class Sharded(torch.Tensor):
+    """What stands for values in pieces: reads them into a plain tensor, and writes them back from one."""
+
+    run: ClassVar[Operator]
+    """set by `operators`"""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operator."""
+        return Sharded.run(func, args, kwargs or {})
+
+    @property
+    def sharding(self) -> Sharding:
+        """Where the pieces lie."""
+        raise AssertionError("each kind says it")
+
+    def whole(self, device: torch.device | str | None = None) -> Tensor:
+        """The values in a new plain tensor, on the first card unless told otherwise."""
+        raise AssertionError("each kind says it")
+
+    def write(self, whole: Tensor) -> None:
+        """Put the values of a plain tensor of this shape into the pieces."""
+        raise AssertionError("each kind says it")
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """As for any tensor on a card: the host's copy if `force`, and else an error that says how to get one."""
+        if force:
+            return self.detach().cpu().resolve_conj().numpy()
+        raise TypeError(f"{_describe(self)} lies on cards; use .cpu().numpy(), or numpy(force=True), for a copy of it")
+
+    def tolist(self) -> Any:
+        """The values as nested lists."""
+        return self.detach().cpu().tolist()
+
+    def data_ptr(self) -> int:
+        """There is no one address.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(
+            f"{_describe(self)} has no address, since its pieces lie on several cards; give a kernel poolrt's pieces "
+            "or .clone() of .cpu(), and compare .detach().data_ptr() to see whether two tensors share their values"
+        )
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """There is no one storage.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(f"{_describe(self)} has no storage of its own: its pieces lie on several cards")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as the whole tensor on the host: whoever loads it needs neither cards nor poolrt."""
+        return host_copy(self).__reduce_ex__(protocol)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        where = ", ".join(map(str, self.sharding.devices))
+        values = str(self.detach().cpu()).removesuffix(")")
+        return f"{values}, pieces=({where}))"
+
+
+class ShardedTensor(Sharded):
+    """The whole of some pieces."""
+
+    _pieces: list[Tensor]
+    _sharding: Sharding
+
+    @staticmethod
+    def __new__(
+        cls: type[ShardedTensor],
+        pieces: Sequence[Tensor],
+        sharding: Sharding,
+        strides: Sequence[int] | None = None,
+        requires_grad: bool = False,
+    ) -> ShardedTensor:
+        """Name the whole of `pieces`, which are plain tensors without a graph; nothing is copied."""
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            sharding.shape,
+            strides=strides or dense_strides(sharding.shape, pieces[0].stride()),
+            dtype=pieces[0].dtype,
+            device=sharding.lead,
+            requires_grad=requires_grad,
+        )
+        made._pieces, made._sharding = list(pieces), sharding
+        return made
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """All is said in __new__."""
+
+    @property
+    def sharding(self) -> Sharding:
+        """Where the pieces lie."""
+        return self._sharding
+
+    @property
+    def pieces(self) -> tuple[Tensor, ...]:
+        """The values, one plain tensor per card; writing them is writing the whole."""
+        return tuple(self._pieces)
+
+    def whole(self, device: torch.device | str | None = None) -> Tensor:
+        """The values in a new plain tensor, on the first card unless told otherwise.
+
+        Raises:
+            torch.OutOfMemoryError: if there is no room for it there.
+        """
+        target = torch.empty_strided(
+            self._sharding.shape, self.stride(), dtype=self.dtype, device=device or self._sharding.lead
+        )
+        return self._sharding.gather(self._pieces, target)
+
+    def write(self, whole: Tensor) -> None:
+        """Put the values of a plain tensor of this shape into the pieces."""
+        for card, piece in enumerate(self._pieces):
+            self._sharding.fill_piece(piece, whole, card)
+        self.mark_changed()
+
+    def mark_changed(self) -> None:
+        """Tell autograd that the pieces have other values: a graph that saved the old ones refuses its backward."""
+        torch.autograd.graph.increment_version([piece for piece in self._pieces if not piece.is_inference()])
+
+    @property
+    def data(self) -> Tensor:
+        """Another name of the pieces, out of autograd's sight."""
+        with torch.no_grad():
+            return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        self.take_values(value)
+
+    @data.deleter
+    def data(self) -> None:
+        raise RuntimeError("cannot delete data of a tensor")
+
+    def take_values(self, value: Tensor) -> None:
+        """Be the name of other pieces: those of `value`, or new ones with its values. Others keep the old ones.
+
+        Raises:
+            ModelError: if `value` has another shape or lies elsewhere.
+        """
+        if value is self:
+            return
+        sharding = self._sharding
+        elsewhere = value.device != sharding.lead or (isinstance(value, Sharded) and value.sharding != sharding)
+        if tuple(value.shape) != sharding.shape or elsewhere:
+            raise ModelError(
+                f"{_describe(self)} cannot take the values of a tensor of shape {tuple(value.shape)} on {value.device}:"
+                " its pieces stay as they are split; undo the split first (unshard_parameters), then move or reshape"
+            )
+        if isinstance(value, ShardedTensor):
+            self._pieces = list(value._pieces)
+        else:
+            self._pieces = sharding.scatter(value.whole() if isinstance(value, Sharded) else value.detach())
+        if value.dtype != self.dtype:
+            form = ShardedTensor(self._pieces, sharding, self.stride())
+            torch.Tensor.data.__set__(self, form)  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ShardedTensor:
+        """Sharded likewise: no card need hold the whole. Two names of the same pieces stay that."""
+        if id(self) not in memo:
+            copied = ShardedTensor(_copy_pieces(self, memo), self._sharding, self.stride())
+            memo[id(self)] = copied.requires_grad_(self.requires_grad)
+        return cast(ShardedTensor, memo[id(self)])
+
+
+class ShardedAlias(ShardedTensor):
+    """What detach() gives, and so what a state_dict holds: another name of the same pieces.
+
+    Writers of checkpoints compare addresses to find weights that are tied. For them this has one: that of the first
+    piece. It tells whether two are the same, and nothing can be read through it beyond that piece.
+    """
+
+    def data_ptr(self) -> int:
+        """An address that two names of the same pieces share."""
+        return next((piece.data_ptr() for piece in self._pieces if piece.numel()), 0)
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """The first piece's storage, which two names of the same pieces share."""
+        return next((piece for piece in self._pieces if piece.numel()), self._pieces[0]).untyped_storage()
+
+
+class ShardedView(Sharded):
+    """A view of a sharded tensor: reading it gathers, and writing it writes the pieces."""
+
+    _viewed: ShardedTensor
+    _steps: tuple[Callable[[Tensor], Tensor], ...]
+    _form: Tensor
+
+    @staticmethod
+    def __new__(
+        cls: type[ShardedView], base: ShardedTensor, steps: tuple[Callable[[Tensor], Tensor], ...], form: Tensor
+    ) -> ShardedView:
+        """The view that `steps` make of `base`; `form`, on meta, has its shape and strides."""
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            form.shape,
+            strides=form.stride(),
+            storage_offset=form.storage_offset(),
+            dtype=form.dtype,
+            device=base.sharding.lead,
+        )
+        made._viewed, made._steps, made._form = base, steps, form
+        return made
+
+    def __init__(self, *args: Any) -> None:
+        """All is said in __new__."""
+
+    @classmethod
+    def of(cls, tensor: Sharded, step: Callable[[Tensor], Tensor]) -> ShardedView:
+        """The view that `step` makes of a sharded tensor or of a view of one."""
+        if isinstance(tensor, ShardedView):
+            return cls(tensor._viewed, (*tensor._steps, step), step(tensor._form))
+        assert isinstance(tensor, ShardedTensor)
+        form = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        return cls(_alias(tensor), (step,), step(form))
+
+    @property
+    def sharding(self) -> Sharding:
+        """Where the pieces of what is viewed lie."""
+        return self._viewed.sharding
+
+    def whole(self, device: torch.device | str | None = None) -> Tensor:
+        """The values in a new plain tensor."""
+        return self._seen(self._viewed.whole(device))
+
+    def write(self, whole: Tensor) -> None:
+        """Put the values into the pieces of what is viewed."""
+        base = self._viewed.whole()
+        self._seen(base).copy_(whole)
+        self._viewed.write(base)
+
+    def _seen(self, base: Tensor) -> Tensor:
+        for step in self._steps:
+            base = step(base)
+        return base
+
+    def data_ptr(self) -> int:
+        """As of ShardedAlias, further on by as much as the view begins later."""
+        return self._viewed.data_ptr() + int(self._form.storage_offset()) * self.element_size()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """As of ShardedAlias."""
+        return self._viewed.untyped_storage()
+
+
+def _alias(tensor: ShardedTensor) -> ShardedAlias:
+    return ShardedAlias(tensor.pieces, tensor.sharding, tensor.stride())
+
+
+def alias(tensor: ShardedTensor) -> ShardedAlias:
+    """Another name of the same pieces."""
+    return _alias(tensor)
+
+
+def host_copy(tensor: Sharded) -> Tensor:
+    """The whole on the host; the one of a moment ago if a pickle in the making still holds it."""
+    if not isinstance(tensor, ShardedTensor) or any(piece.is_inference() for piece in tensor.pieces):
+        return tensor.whole("cpu")
+    key = tuple((id(piece), piece._version) for piece in tensor.pieces)
+    storage = _being_saved.get(key)
+    if storage is None:
+        whole = tensor.whole("cpu")
+        _being_saved[key] = whole.untyped_storage()
+        return whole
+    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, tensor.stride())
+
+
+def _copy_pieces(tensor: ShardedTensor, memo: dict[int, Any]) -> list[Tensor]:
+    for piece in tensor.pieces:
+        if id(piece) not in memo:
+            memo[id(piece)] = piece.clone()
+    return [memo[id(piece)] for piece in tensor.pieces]
+
+
+def copy_pieces(tensor: ShardedTensor, memo: dict[int, Any]) -> list[Tensor]:
+    """Copies of the pieces, the same ones for every name of them that one deepcopy meets."""
+    return _copy_pieces(tensor, memo)
+
+
+def _describe(tensor: Sharded) -> str:
+    where = ", ".join(map(str, tensor.sharding.devices))
+    return f"a tensor of shape {tuple(tensor.shape)} split over {where}"
