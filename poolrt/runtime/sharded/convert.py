@@ -12,13 +12,8 @@ from torch import Tensor, nn
 
 from poolrt.errors import ModelError
 from poolrt.planning.split import Split
-from poolrt.runtime.sharded.parameter import (
-    IntoPieces,
-    ShardedParameter,
-    put_first,
-    shard_tensor,
-    users_attributes,
-)
+from poolrt.runtime.sharded.gradients import IntoPieces, put_first, shard_tensor
+from poolrt.runtime.sharded.parameter import ShardedParameter, users_attributes
 from poolrt.runtime.sharded.sharding import Sharding
 from poolrt.runtime.sharded.tensor import Sharded
 

@@ -1,7 +1,7 @@
 """How each of torch's operators works on sharded tensors: by name, else the first of these ways that fits.
 
 a list of tensors        card by card                       lists
-a view                   a view that writes through         tensor.ShardedView
+a view                   a view that writes through         view
 element by element       card by card, bit-equal            elementwise
 a number of all          a number per card, joined          reductions
 anything else            gathered; written back             gathered
@@ -23,7 +23,8 @@ from poolrt.runtime.sharded.facts import changes_shape, is_over_lists, name_of
 from poolrt.runtime.sharded.gathered import run_on_whole
 from poolrt.runtime.sharded.lists import run_over_lists
 from poolrt.runtime.sharded.reductions import run_reduction
-from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor, ShardedView, alias
+from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor, alias
+from poolrt.runtime.sharded.view import ShardedView
 
 aten = torch.ops.aten
 

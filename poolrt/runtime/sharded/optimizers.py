@@ -75,17 +75,23 @@ def _cutting(load: Any) -> Any:
 
 
 def _cut_state_dict(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """`state_dict` with the state of sharded parameters in pieces; the caller's own stays."""
+    """`state_dict` with state in pieces for sharded parameters, and whole for others; the caller's own stays."""
     here = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     saved = [key for group in state_dict["param_groups"] for key in group["params"]]
-    if len(here) != len(saved) or not any(isinstance(parameter, ShardedParameter) for parameter in here):
-        return state_dict  # the first is torch's to refuse
-    _optimizers.add(optimizer)
+    if len(here) != len(saved):
+        return state_dict  # torch's to refuse
     entries = dict(state_dict["state"])
     for key, parameter in zip(saved, here, strict=True):
-        if isinstance(parameter, ShardedParameter) and key in entries:
+        if isinstance(parameter, ShardedParameter):
+            _optimizers.add(optimizer)
+        if key not in entries:
+            continue
+        state = entries[key]
+        if isinstance(parameter, ShardedParameter):
             dtype = parameter.dtype if parameter.is_floating_point() else None
-            entries[key] = entries[key] | _cut(entries[key], parameter, dtype)
+            entries[key] = state | _cut(state, parameter, dtype)
+        elif any(isinstance(value, Sharded) for value in state.values()):
+            entries[key] = {name: _gathered(value, parameter.device) for name, value in state.items()}
     return {**state_dict, "state": entries}
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from poolrt.errors import ModelError
+from poolrt.runtime.sharded.gradients import GradientOfPieces, IntoPieces, add_replicas, put_first, shard_tensor
 from poolrt.runtime.sharded.sharding import Sharding
 from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor, copy_pieces, host_copy
 
@@ -62,6 +63,7 @@ class ShardedParameter(ShardedTensor, nn.Parameter):
 
     @requires_grad.setter
     def requires_grad(self, learns: bool) -> None:
+        """Have it learn or not; the pieces with it."""
         torch.Tensor.requires_grad.__set__(self, learns)  # type: ignore[attr-defined]
         self._watch()
         self._rejoin()
@@ -149,17 +151,6 @@ class ShardedParameter(ShardedTensor, nn.Parameter):
             return func(*args, **(kwargs or {}))
 
 
-class IntoPieces:
-    """The hook that sees a parameter's gradient first."""
-
-    def __init__(self, sharding: Sharding) -> None:
-        self._sharding = sharding  # not the parameter: a hook lives as long as its leaf
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        """`gradient` in pieces."""
-        return shard_tensor(gradient, self._sharding)
-
-
 class _Join(torch.autograd.Function):
     """Hangs pieces on their parameter, in place, so that whoever holds them need not learn of it.
 
@@ -168,6 +159,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, whole: ShardedParameter, *pieces: Tensor) -> tuple[Tensor, ...]:
+        """The pieces themselves."""
         ctx.set_materialize_grads(False)
         ctx.mark_dirty(*pieces)
         ctx.sharding, ctx.strides = whole.sharding, whole.stride()
@@ -176,71 +168,8 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        return (_Gradient.apply(ctx.sharding, ctx.strides, ctx.forms, *gradients), *(None for _ in gradients))
-
-
-class _Gradient(torch.autograd.Function):
-    """The pieces' gradients as one sharded gradient; itself differentiable, for gradients of gradients."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, sharding: Sharding, strides: Sequence[int], forms: Sequence[Any], *gradients: Tensor | None
-    ) -> Tensor:
-        ctx.sharding = sharding
-        ctx.needed = [gradient is not None for gradient in gradients]
-        filled = [
-            gradient.detach() if gradient is not None else torch.zeros(shape, dtype=dtype, device=device)
-            for gradient, (shape, dtype, device) in zip(gradients, forms, strict=True)
-        ]
-        return ShardedTensor(add_replicas(filled, sharding), sharding, strides)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        parts = shard_tensor(gradient, ctx.sharding).pieces
-        return (None, None, None, *(part if needed else None for part, needed in zip(parts, ctx.needed, strict=True)))
-
-
-def put_first(hooks: OrderedDict[int, Any], first: Mapping[int, Any]) -> None:
-    """Have `first` called before the hooks there are; torch goes by the order in which a dictionary was filled."""
-    others = dict(hooks)
-    hooks.clear()
-    hooks.update(first)
-    hooks.update(others)
-
-
-def add_replicas(gradients: list[Tensor], sharding: Sharding) -> list[Tensor]:
-    """Where several cards hold the same, every one of them gets the sum of their gradients, added in cards' order."""
-    if sharding.split.is_disjoint:
-        return gradients
-    dim = sharding.split.dim
-    total = torch.zeros(sharding.shape, dtype=gradients[0].dtype, device=sharding.lead)
-    for card, gradient in enumerate(gradients):
-        for run in sharding.runs[card]:
-            part = gradient.narrow(dim, run.piece_start, run.length)
-            total.narrow(dim, run.start, run.length).add_(part.to(sharding.lead))
-    return sharding.scatter(total)
-
-
-def shard_tensor(tensor: Tensor, sharding: Sharding) -> ShardedTensor:
-    """A tensor of the parameter's shape as pieces on their cards; one that is so already is not copied."""
-    if isinstance(tensor, ShardedTensor) and tensor.sharding == sharding:
-        return tensor
-    if torch.is_grad_enabled() and tensor.requires_grad:
-        return cast(ShardedTensor, _Scatter.apply(tensor, sharding))
-    whole = tensor.whole() if isinstance(tensor, Sharded) else tensor
-    return ShardedTensor(sharding.scatter(whole), sharding, whole.stride())
-
-
-class _Scatter(torch.autograd.Function):
-    """`shard_tensor` of a gradient that is itself to be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, sharding: Sharding) -> Tensor:
-        return shard_tensor(gradient.detach(), sharding)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return (gradient.whole() if isinstance(gradient, Sharded) else gradient), None
+        """The whole's gradient, from those of the pieces."""
+        return (GradientOfPieces.apply(ctx.sharding, ctx.strides, ctx.forms, *gradients), *(None for _ in gradients))
 
 
 def users_attributes(parameter: nn.Parameter) -> dict[str, Any]:

@@ -19,8 +19,6 @@ from poolrt.runtime.sharded.tensor import ShardedTensor
 aten = torch.ops.aten
 
 _JOIN: dict[Any, Callable[[Tensor], Tensor]] = {
-    aten.sum.default: torch.sum,
-    aten.sum.dim_IntList: torch.sum,
     aten.max.default: torch.max,
     aten.min.default: torch.min,
     aten.amax.default: torch.amax,
@@ -39,13 +37,14 @@ def run_reduction(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     if func is aten.linalg_vector_norm.default:
         order, dims, keeps = _filled(rest, (2, None, False))
         return _norm(tensor, order, kwargs.get("dtype")) if not keeps and _all_of(tensor, dims) else None
-    if func is aten.mean.default:
-        total = _joined(aten.sum.default, tensor, kwargs, torch.sum)
-        return total / tensor.numel()
-    if func not in _JOIN:
+    if func is aten.mean.default and tensor.is_floating_point():
+        return _sum(tensor, kwargs.get("dtype"), divisor=tensor.numel())
+    if func not in (*_JOIN, aten.sum.default, aten.sum.dim_IntList):
         return None
     dims, keeps = _filled(rest, (None, False))
-    return _joined(func, tensor, kwargs, _JOIN[func]) if not keeps and _all_of(tensor, dims) else None
+    if keeps or not _all_of(tensor, dims):
+        return None
+    return _joined(func, tensor) if func in _JOIN else _sum(tensor, kwargs.get("dtype"))
 
 
 def _filled(given: list[Any], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -63,14 +62,28 @@ def _parts(tensor: ShardedTensor) -> list[Tensor]:
     return [part for part in owned if part.numel()]
 
 
-def _joined(func: Any, tensor: ShardedTensor, kwargs: dict[str, Any], join: Callable[[Tensor], Tensor]) -> Tensor:
-    total = aten.sum.default if func is aten.sum.dim_IntList else func
-    results = [total(part, **kwargs).to(tensor.device) for part in _parts(tensor)]
-    return join(torch.stack(results))
+def _joined(func: Any, tensor: ShardedTensor) -> Tensor:
+    results = [func(part).to(tensor.device) for part in _parts(tensor)]
+    return _JOIN[func](torch.stack(results))
+
+
+def _sum(tensor: ShardedTensor, dtype: torch.dtype | None, divisor: int = 1) -> Tensor:
+    """Rounded once, at the end, as one card would."""
+    sums = [part.sum(dtype=dtype or _wide(tensor)).to(tensor.device) for part in _parts(tensor)]
+    total = torch.stack(sums).sum()
+    total = total if divisor == 1 else total / divisor
+    return total.to(dtype or (tensor.dtype if tensor.is_floating_point() else total.dtype))
 
 
 def _norm(tensor: ShardedTensor, order: float, dtype: torch.dtype | None) -> Tensor:
     """The norm of the cards' norms, which is the norm of all (order 0 counts, so there it is their sum)."""
-    norms = [torch.linalg.vector_norm(part, order, dtype=dtype).to(tensor.device) for part in _parts(tensor)]
+    wide = dtype or _wide(tensor)
+    norms = [torch.linalg.vector_norm(part, order, dtype=wide).to(tensor.device) for part in _parts(tensor)]
     joined = torch.stack(norms)
-    return joined.sum() if order == 0 else torch.linalg.vector_norm(joined, order)
+    total = joined.sum() if order == 0 else torch.linalg.vector_norm(joined, order)
+    return total if dtype is not None or tensor.is_complex() else total.to(tensor.dtype)
+
+
+def _wide(tensor: Tensor) -> torch.dtype | None:
+    """The type in which a card's number is kept until all are joined; None for the usual one."""
+    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None

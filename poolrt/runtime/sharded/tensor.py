@@ -162,10 +162,12 @@ class ShardedTensor(Sharded):
 
     @data.setter
     def data(self, value: Tensor) -> None:
+        """Be the name of other pieces; see take_values."""
         self.take_values(value)
 
     @data.deleter
     def data(self) -> None:
+        """Refused, as of any tensor."""
         raise RuntimeError("cannot delete data of a tensor")
 
     def take_values(self, value: Tensor) -> None:
@@ -194,7 +196,7 @@ class ShardedTensor(Sharded):
     def __deepcopy__(self, memo: dict[int, Any]) -> ShardedTensor:
         """Sharded likewise: no card need hold the whole. Two names of the same pieces stay that."""
         if id(self) not in memo:
-            copied = ShardedTensor(_copy_pieces(self, memo), self._sharding, self.stride())
+            copied = ShardedTensor(copy_pieces(self, memo), self._sharding, self.stride())
             memo[id(self)] = copied.requires_grad_(self.requires_grad)
         return cast(ShardedTensor, memo[id(self)])
 
@@ -215,77 +217,9 @@ class ShardedAlias(ShardedTensor):
         return next((piece for piece in self._pieces if piece.numel()), self._pieces[0]).untyped_storage()
 
 
-class ShardedView(Sharded):
-    """A view of a sharded tensor: reading it gathers, and writing it writes the pieces."""
-
-    _viewed: ShardedTensor
-    _steps: tuple[Callable[[Tensor], Tensor], ...]
-    _form: Tensor
-
-    @staticmethod
-    def __new__(
-        cls: type[ShardedView], base: ShardedTensor, steps: tuple[Callable[[Tensor], Tensor], ...], form: Tensor
-    ) -> ShardedView:
-        """The view that `steps` make of `base`; `form`, on meta, has its shape and strides."""
-        made = torch.Tensor._make_wrapper_subclass(
-            cls,
-            form.shape,
-            strides=form.stride(),
-            storage_offset=form.storage_offset(),
-            dtype=form.dtype,
-            device=base.sharding.lead,
-        )
-        made._viewed, made._steps, made._form = base, steps, form
-        return made
-
-    def __init__(self, *args: Any) -> None:
-        """All is said in __new__."""
-
-    @classmethod
-    def of(cls, tensor: Sharded, step: Callable[[Tensor], Tensor]) -> ShardedView:
-        """The view that `step` makes of a sharded tensor or of a view of one."""
-        if isinstance(tensor, ShardedView):
-            return cls(tensor._viewed, (*tensor._steps, step), step(tensor._form))
-        assert isinstance(tensor, ShardedTensor)
-        form = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        return cls(_alias(tensor), (step,), step(form))
-
-    @property
-    def sharding(self) -> Sharding:
-        """Where the pieces of what is viewed lie."""
-        return self._viewed.sharding
-
-    def whole(self, device: torch.device | str | None = None) -> Tensor:
-        """The values in a new plain tensor."""
-        return self._seen(self._viewed.whole(device))
-
-    def write(self, whole: Tensor) -> None:
-        """Put the values into the pieces of what is viewed."""
-        base = self._viewed.whole()
-        self._seen(base).copy_(whole)
-        self._viewed.write(base)
-
-    def _seen(self, base: Tensor) -> Tensor:
-        for step in self._steps:
-            base = step(base)
-        return base
-
-    def data_ptr(self) -> int:
-        """As of ShardedAlias, further on by as much as the view begins later."""
-        return self._viewed.data_ptr() + int(self._form.storage_offset()) * self.element_size()
-
-    def untyped_storage(self) -> torch.UntypedStorage:
-        """As of ShardedAlias."""
-        return self._viewed.untyped_storage()
-
-
-def _alias(tensor: ShardedTensor) -> ShardedAlias:
-    return ShardedAlias(tensor.pieces, tensor.sharding, tensor.stride())
-
-
 def alias(tensor: ShardedTensor) -> ShardedAlias:
     """Another name of the same pieces."""
-    return _alias(tensor)
+    return ShardedAlias(tensor.pieces, tensor.sharding, tensor.stride())
 
 
 def host_copy(tensor: Sharded) -> Tensor:
@@ -301,16 +235,12 @@ def host_copy(tensor: Sharded) -> Tensor:
     return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, tensor.stride())
 
 
-def _copy_pieces(tensor: ShardedTensor, memo: dict[int, Any]) -> list[Tensor]:
+def copy_pieces(tensor: ShardedTensor, memo: dict[int, Any]) -> list[Tensor]:
+    """Copies of the pieces, the same ones for every name of them that one deepcopy meets."""
     for piece in tensor.pieces:
         if id(piece) not in memo:
             memo[id(piece)] = piece.clone()
     return [memo[id(piece)] for piece in tensor.pieces]
-
-
-def copy_pieces(tensor: ShardedTensor, memo: dict[int, Any]) -> list[Tensor]:
-    """Copies of the pieces, the same ones for every name of them that one deepcopy meets."""
-    return _copy_pieces(tensor, memo)
 
 
 def _describe(tensor: Sharded) -> str:
