@@ -112,7 +112,7 @@ class ShardedTensor(Sharded):
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             sharding.shape,
-            strides=strides or dense_strides(sharding.shape, pieces[0].stride()),
+            strides=dense_strides(sharding.shape, strides or pieces[0].stride()),
             dtype=pieces[0].dtype,
             device=sharding.lead,
             requires_grad=requires_grad,
