@@ -23,8 +23,8 @@ from poolrt.runtime.sharded.sharding import Sharding, dense_strides
 
 Operator = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
-_being_saved: weakref.WeakValueDictionary[tuple[Any, ...], torch.UntypedStorage] = weakref.WeakValueDictionary()
-"""host copies that a pickle in the making holds, so that tied weights are saved once"""
+_SAVED = "_poolrt_saved"
+"""attribute of a first piece: what `host_copy` gave last, and of which values"""
 
 
 class Sharded(torch.Tensor):
@@ -99,6 +99,7 @@ class ShardedTensor(Sharded):
 
     _pieces: list[Tensor]
     _sharding: Sharding
+    _is_alias = False
 
     @staticmethod
     def __new__(
@@ -193,46 +194,63 @@ class ShardedTensor(Sharded):
             form = ShardedTensor(self._pieces, sharding, self.stride())
             torch.Tensor.data.__set__(self, form)  # type: ignore[attr-defined]
 
+    def data_ptr(self) -> int:
+        """An address for what detach() gave, and so for what a state_dict holds; none for others.
+
+        Writers of checkpoints compare addresses to find weights that are tied. This one, the first piece's, tells
+        whether two are names of the same pieces. It is not for reading: a kernel would leave the piece.
+
+        Raises:
+            ModelError: if this is no other name of a tensor but itself.
+        """
+        return self._first_piece().data_ptr() if self._is_alias else super().data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """The first piece's, on the terms of data_ptr.
+
+        Raises:
+            ModelError: if this is no other name of a tensor but itself.
+        """
+        return self._first_piece().untyped_storage() if self._is_alias else super().untyped_storage()
+
+    def _first_piece(self) -> Tensor:
+        return next((piece for piece in self._pieces if piece.numel()), self._pieces[0])
+
+    def __copy__(self) -> Tensor:
+        return self.detach()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> ShardedTensor:
         """Sharded likewise: no card need hold the whole. Two names of the same pieces stay that."""
         if id(self) not in memo:
             copied = ShardedTensor(copy_pieces(self, memo), self._sharding, self.stride())
+            copied._is_alias = self._is_alias
             memo[id(self)] = copied.requires_grad_(self.requires_grad)
         return cast(ShardedTensor, memo[id(self)])
 
 
-class ShardedAlias(ShardedTensor):
-    """What detach() gives, and so what a state_dict holds: another name of the same pieces.
-
-    Writers of checkpoints compare addresses to find weights that are tied. For them this has one: that of the first
-    piece. It tells whether two are the same, and nothing can be read through it beyond that piece.
-    """
-
-    def data_ptr(self) -> int:
-        """An address that two names of the same pieces share."""
-        return next((piece.data_ptr() for piece in self._pieces if piece.numel()), 0)
-
-    def untyped_storage(self) -> torch.UntypedStorage:
-        """The first piece's storage, which two names of the same pieces share."""
-        return next((piece for piece in self._pieces if piece.numel()), self._pieces[0]).untyped_storage()
-
-
-def alias(tensor: ShardedTensor) -> ShardedAlias:
+def alias(tensor: ShardedTensor) -> ShardedTensor:
     """Another name of the same pieces."""
-    return ShardedAlias(tensor.pieces, tensor.sharding, tensor.stride())
+    with torch.inference_mode(tensor.is_inference()):  # a view is what its base is, whatever mode there is
+        named = ShardedTensor(tensor.pieces, tensor.sharding, tensor.stride())
+    named._is_alias = True
+    return named
 
 
 def host_copy(tensor: Sharded) -> Tensor:
-    """The whole on the host; the one of a moment ago if a pickle in the making still holds it."""
+    """The whole on the host; the one of a moment ago if a pickle in the making still holds it.
+
+    So weights that are tied are saved once, as they are of any tensor.
+    """
     if not isinstance(tensor, ShardedTensor) or any(piece.is_inference() for piece in tensor.pieces):
         return tensor.whole("cpu")
-    key = tuple((id(piece), piece._version) for piece in tensor.pieces)
-    storage = _being_saved.get(key)
-    if storage is None:
-        whole = tensor.whole("cpu")
-        _being_saved[key] = whole.untyped_storage()
-        return whole
-    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, tensor.stride())
+    versions = [(id(piece), piece._version) for piece in tensor.pieces]
+    known, reference = getattr(tensor.pieces[0], _SAVED, (None, lambda: None))
+    storage = reference()
+    if known == versions and storage is not None:
+        return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, tensor.stride())
+    whole = tensor.whole("cpu")
+    setattr(tensor.pieces[0], _SAVED, (versions, weakref.ref(whole.untyped_storage())))
+    return whole
 
 
 def copy_pieces(tensor: ShardedTensor, memo: dict[int, Any]) -> list[Tensor]:

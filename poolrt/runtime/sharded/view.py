@@ -41,11 +41,12 @@ class ShardedView(Sharded):
     @classmethod
     def of(cls, tensor: Sharded, step: Callable[[Tensor], Tensor]) -> ShardedView:
         """The view that `step` makes of a sharded tensor or of a view of one."""
-        if isinstance(tensor, ShardedView):
-            return cls(tensor._viewed, (*tensor._steps, step), step(tensor._form))
-        assert isinstance(tensor, ShardedTensor)
-        form = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        return cls(alias(tensor), (step,), step(form))
+        with torch.inference_mode(tensor.is_inference()):  # a view is what its base is, whatever mode there is
+            if isinstance(tensor, ShardedView):
+                return cls(tensor._viewed, (*tensor._steps, step), step(tensor._form))
+            assert isinstance(tensor, ShardedTensor)
+            form = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            return cls(alias(tensor), (step,), step(form))
 
     @property
     def sharding(self) -> Sharding:
@@ -68,9 +69,9 @@ class ShardedView(Sharded):
         return base
 
     def data_ptr(self) -> int:
-        """As of ShardedAlias, further on by as much as the view begins later."""
+        """As of what detach() gives, further on by as much as the view begins later."""
         return self._viewed.data_ptr() + int(self._form.storage_offset()) * self.element_size()
 
     def untyped_storage(self) -> torch.UntypedStorage:
-        """As of ShardedAlias."""
+        """As of what detach() gives."""
         return self._viewed.untyped_storage()
