@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from poolrt.runtime.sharded.parameter import ShardedParameter
+from poolrt.runtime.sharded.stepping import StandIn, steps_by_piece
 from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor
 
 _optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+_stand_ins: weakref.WeakKeyDictionary[Optimizer, StandIn] = weakref.WeakKeyDictionary()
 _installed: list[Any] = []
 
 
@@ -29,17 +31,30 @@ def follow_optimizers() -> None:
     """From now on, every optimizer's state of sharded parameters is kept in pieces."""
     if not _installed:
         _installed.append(register_optimizer_step_pre_hook(_before_step))
+        _installed.append(register_optimizer_step_post_hook(_after_step))
         Optimizer.load_state_dict = _cutting(Optimizer.load_state_dict)  # type: ignore[method-assign]
 
 
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+    _after_step(optimizer, args, kwargs)  # of a step that raised torch tells nobody
     sharded = list(_sharded_parameters(optimizer))
-    if sharded:
-        _optimizers.add(optimizer)
+    if not sharded:
+        return None
+    _optimizers.add(optimizer)
     for parameter in sharded:
         state = optimizer.state.get(parameter)
         if state:
             state.update(_cut(state, parameter))
+    if not steps_by_piece(optimizer, args, kwargs):
+        return None
+    stand_in = _stand_ins[optimizer] = StandIn(optimizer)
+    return (stand_in.optimizer, *args[1:]), kwargs
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    stand_in = _stand_ins.pop(optimizer, None)
+    if stand_in is not None:
+        stand_in.hand_over(optimizer)
 
 
 def _sharded_parameters(optimizer: Optimizer) -> Iterator[ShardedParameter]:

@@ -44,11 +44,11 @@ ELEMENTWISE: dict[str, Make] = {
     "Adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0),
     "Adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
     "NAdam foreach": lambda p: torch.optim.NAdam(p, lr=0.01, foreach=True),
-    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01, foreach=False),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01),
     "RAdam foreach": lambda p: torch.optim.RAdam(p, lr=0.01, foreach=True),
-    "RAdam": lambda p: torch.optim.RAdam(p, lr=0.01, foreach=False),
+    "RAdam": lambda p: torch.optim.RAdam(p, lr=0.01),
     "ASGD foreach": lambda p: torch.optim.ASGD(p, lr=0.01, foreach=True),
-    "ASGD": lambda p: torch.optim.ASGD(p, lr=0.01, foreach=False),
+    "ASGD": lambda p: torch.optim.ASGD(p, lr=0.01),
     "Rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
 }
 WHOLE: dict[str, Make] = {
