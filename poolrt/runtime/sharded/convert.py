@@ -109,6 +109,7 @@ def _hang(parameter: nn.Parameter, before: _Hooks | None, after: _Hooks | None, 
     for key in [key for key, hook in hooks.items() if isinstance(hook, IntoPieces)]:
         del hooks[key]
     put_first(hooks, own or {})
-    if parameter.requires_grad:
+    if hooks or before is not None:
         parameter._backward_hooks = hooks
-        parameter._post_accumulate_grad_hooks = OrderedDict() if after is None else after
+    if after is not None:
+        parameter._post_accumulate_grad_hooks = after

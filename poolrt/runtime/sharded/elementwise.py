@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_iter, tree_map
 
 from poolrt.runtime.sharded.facts import is_elementwise, written_arguments
 from poolrt.runtime.sharded.sharding import Sharding
@@ -67,12 +66,13 @@ def common_sharding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if not is_elementwise(func):
         return None
     written = [value for value in written_arguments(func, args, kwargs) if isinstance(value, Tensor)]
-    tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     leading = next((value for value in (*written, *tensors) if isinstance(value, ShardedTensor)), None)
     if leading is None or not all(_is_sharded_as(leading.sharding, value) for value in written):
         return None
-    shape = torch.broadcast_shapes(*(value.shape for value in tensors))
-    return leading.sharding if tuple(shape) == leading.sharding.shape else None
+    shapes = {tuple(value.shape) for value in tensors} - {leading.sharding.shape, ()}
+    grows = shapes and tuple(torch.broadcast_shapes(leading.shape, *shapes)) != leading.sharding.shape
+    return None if grows else leading.sharding
 
 
 def _is_sharded_as(sharding: Sharding, value: Tensor) -> bool:
@@ -84,8 +84,8 @@ def run_on_pieces(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shar
     cutter = Cutter(sharding, anywhere=func is torch.ops.aten.copy_.default)
     results = []
     for card in sharding.cards:
-        card_args, card_kwargs = tree_map(lambda value, card=card: cutter.part(value, card), (args, kwargs))
-        results.append(func(*card_args, **card_kwargs))
+        named = {name: cutter.part(value, card) for name, value in kwargs.items()}
+        results.append(func(*(cutter.part(value, card) for value in args), **named))
     written = list(_sharded(written_arguments(func, args, kwargs)))
     for value in written:
         value.mark_changed()

@@ -59,13 +59,15 @@ def add_replicas(gradients: list[Tensor], sharding: Sharding) -> list[Tensor]:
     """Where several cards hold the same, every one of them gets the sum of their gradients, added in cards' order."""
     if sharding.split.is_disjoint:
         return gradients
+    summed = [gradient.clone() for gradient in gradients]
     dim = sharding.split.dim
-    total = torch.zeros(sharding.shape, dtype=gradients[0].dtype, device=sharding.lead)
-    for card, gradient in enumerate(gradients):
-        for run in sharding.runs[card]:
-            part = gradient.narrow(dim, run.piece_start, run.length)
-            total.narrow(dim, run.start, run.length).add_(part.to(sharding.lead))
-    return sharding.scatter(total)
+    for run in sharding.shared:
+        parts = [summed[card].narrow(dim, place, run.length) for card, place in run.holders]
+        for part in parts[1:]:
+            parts[0].add_(part.to(parts[0].device))
+        for part in parts[1:]:
+            part.copy_(parts[0])
+    return summed
 
 
 def shard_tensor(tensor: Tensor, sharding: Sharding) -> ShardedTensor:

@@ -136,17 +136,40 @@ class ShardedParameter(ShardedTensor, nn.Parameter):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Parameter containing:\n{super().__repr__()}"
 
+    # ---- what nn.Module may put in its place
+
+    def _check_replacement(self, converted: Tensor) -> None:
+        where = ", ".join(map(str, self._sharding.devices))
+        if not isinstance(converted, Sharded):
+            raise ModelError(
+                f"the model's parameters are split over {where} and cannot be moved to {converted.device}; to have "
+                "them elsewhere, load the model's state_dict() into a fresh model there"
+            )
+        exchanges = torch.__future__.get_swap_module_params_on_conversion()
+        if exchanges or torch.__future__.get_overwrite_module_params_on_conversion():
+            raise ModelError(
+                f"the model's parameters are split over {where}, and torch is set to exchange the parameters of a "
+                "converted module (torch.__future__); their pieces are in use, so convert the model before it is split"
+            )
+
+    def module_load(self, other: Tensor, assign: bool = False) -> Tensor:
+        """Asked for instead of a copy where torch is set to exchange the parameters of a module that loads.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(
+            "a parameter that is split over cards is not exchanged for a loaded one; load with "
+            "torch.__future__.set_swap_module_params_on_conversion(False)"
+        )
+
     @classmethod
     def __torch_function__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """All as usual, but for nn.Module's question whether a converted parameter can take this one's place."""
-        if func is torch._has_compatible_shallow_copy_type and not isinstance(args[1], Sharded):
-            where = ", ".join(map(str, args[0].sharding.devices))
-            raise ModelError(
-                f"the model's parameters are split over {where} and cannot be moved to {args[1].device}; to have them "
-                "elsewhere, load the model's state_dict() into a fresh model there"
-            )
+        if func is torch._has_compatible_shallow_copy_type:
+            args[0]._check_replacement(args[1])
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -32,6 +32,15 @@ class Run:
     start: int
     piece_start: int
     length: int
+
+
+@dataclass(frozen=True)
+class SharedRun:
+    """Neighbouring indices that several cards hold."""
+
+    length: int
+    holders: tuple[tuple[int, int], ...]
+    """(card, where its piece has the first of them), the owner first"""
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,19 @@ class Sharding:
         return tuple(
             tuple(part for run in self.runs[card] for part in _overlaps(run, kept[card])) for card in self.cards
         )
+
+    @cached_property
+    def shared(self) -> tuple[SharedRun, ...]:
+        """What several cards hold, in runs that have the same holders from end to end."""
+        ends = sorted({end for runs in self.runs for run in runs for end in (run.start, run.start + run.length)})
+        found = (SharedRun(stop - start, tuple(self._holders(start))) for start, stop in pairwise(ends))
+        return tuple(run for run in found if len(run.holders) > 1)
+
+    def _holders(self, index: int) -> Iterator[tuple[int, int]]:
+        for card in self.cards:
+            for run in self.runs[card]:
+                if run.start <= index < run.start + run.length:
+                    yield card, run.piece_start + index - run.start
 
     def piece_shape(self, card: int) -> tuple[int, ...]:
         """The shape of that card's piece."""

@@ -203,6 +203,25 @@ def test_a_model_that_is_split_is_not_moved(move: Callable[[nn.Module], nn.Modul
     assert model.to("vcard:0") is model  # where it is
 
 
+@pytest.mark.parametrize("setting", ["swap_module_params_on_conversion", "overwrite_module_params_on_conversion"])
+def test_parameters_are_not_exchanged_behind_the_pieces(
+    setting: str, devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Linear(4, 6, bias=False)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    shard_parameters(model, {"weight": Split.from_counts((3, 3))}, devices[:2])
+    weight = model.weight
+    monkeypatch.setattr(torch.__future__, f"_{setting}", True)
+    with pytest.raises(ModelError, match="before it is split"):
+        model.double()
+    if setting.startswith("swap"):
+        with pytest.raises(RuntimeError, match="not exchanged"):
+            model.load_state_dict(state)
+    assert model.weight is weight
+    assert isinstance(weight, ShardedParameter)
+    assert weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_model_that_is_split_takes_another_type(dtype: torch.dtype, devices: Devices) -> None:
     model, ordinary = nn.Linear(4, 6), nn.Linear(4, 6, device=devices[0])

@@ -163,6 +163,17 @@ def test_hooks_see_one_whole_gradient_and_may_change_it(before: bool, way: bool,
     assert isinstance(sharded.grad, ShardedTensor)
 
 
+def test_hooks_of_a_frozen_parameter_are_kept(devices: Devices) -> None:
+    parameter = nn.Parameter(torch.ones(4, 6, device=devices[0]))
+    seen: list[str] = []
+    parameter.register_hook(lambda gradient: seen.append(type(gradient).__name__))
+    parameter.register_post_accumulate_grad_hook(lambda p: seen.append("after"))
+    parameter.requires_grad_(False)
+    shard_parameter(parameter, Split.from_counts((2, 4), dim=1), devices[:2])
+    parameter.requires_grad_(True).sum().backward()
+    assert seen == ["ShardedTensor", "after"]
+
+
 def test_hooks_outlive_the_split(devices: Devices) -> None:
     sharded, _ = make_parameter(devices)
     seen: list[type] = []

@@ -63,6 +63,19 @@ def _index(sharding: Sharding, card: int) -> list:
     return index
 
 
+@settings(max_examples=60, deadline=None)
+@given(shardings())
+def test_shared_runs_are_what_several_hold(sharding: Sharding) -> None:
+    held = [sharding.split.indices(card) for card in sharding.cards]
+    expected = {i: [card for card in sharding.cards if i in held[card]] for i in range(sharding.split.size)}
+    found = {}
+    for run in sharding.shared:
+        for step in range(run.length):
+            (index,) = {held[card][place + step] for card, place in run.holders}
+            found[index] = [card for card, _ in run.holders]
+    assert found == {index: cards for index, cards in expected.items() if len(cards) > 1}
+
+
 @given(st.permutations([0, 1, 2]), st.tuples(st.integers(2, 4), st.integers(2, 4), st.integers(2, 4)))
 def test_dense_strides_are_those_of_a_tensor_in_that_order(order: list[int], sizes: tuple[int, ...]) -> None:
     made = torch.empty([sizes[dim] for dim in order]).permute([order.index(dim) for dim in range(3)])
