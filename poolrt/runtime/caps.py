@@ -1,30 +1,72 @@
-"""Logical cards hold to their share: what is allocated while one is worked on comes from a pool with that limit.
+"""Logical cards hold to their share: of the memory, by a pool with that limit; of the time, by a stream of their own.
 
     one GPU   |#### card 0 ####    |## card 1 ##        |  what no logical card has  |
               |<----- its cap ---->|<----- its cap ---->|
 
-A card with memory of its own needs no such pool: there the device itself refuses.
+    stream of the caller   [batch] o .................................. o [loss]
+    stream of card 0                '-> [layers of card 0] o            ^
+    stream of card 1                                        '-> [layers] o
+
+A card with memory of its own needs neither: there the device itself refuses, and has a stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
 
 from poolrt.memory.pool import Pool
 from poolrt.topology.topology import Topology
+from poolrt.transfer.streams import current_stream, mark, working_in
 
 
 class Caps:
-    """One pool for each card of `topology`; nothing in it lies on another card or the host."""
+    """One pool and one stream for each card of `topology`; nothing in a pool lies on another card or the host."""
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
         self._pools = [Pool(topology.subset([card.index])) for card in topology.cards]
+        self._streams = [torch.Stream(device=torch.device(card.device)) for card in topology.cards]
 
-    def on(self, card: int) -> AbstractContextManager[None]:
-        """Meanwhile this thread allocates on the card's device from the card's share."""
-        return self._pools[card].use(home=0)
+    @contextmanager
+    def on(self, card: int) -> Iterator[None]:
+        """Meanwhile this thread works as `card`: after all it did before, and before all it does afterwards."""
+        device = self._streams[card].device
+        with self.work(card, [mark(device)]):
+            yield
+        current_stream(device).wait_event(self.mark(card))
+
+    @contextmanager
+    def work(self, card: int, after: Iterable[torch.Event]) -> Iterator[None]:
+        """Meanwhile this thread works in the stream of `card`, once `after` have passed, and in its share."""
+        stream = self._streams[card]
+        for event in after:
+            stream.wait_event(event)
+        with self._pools[card].use(home=0), working_in(stream):
+            yield
+
+    def begin(self) -> list[torch.Event]:
+        """What the cards' work is to come after: all that this thread has done."""
+        return [mark(device) for device in dict.fromkeys(stream.device for stream in self._streams)]
+
+    def end(self) -> None:
+        """What this thread does from now on comes after all that the cards were given."""
+        for card, stream in enumerate(self._streams):
+            current_stream(stream.device).wait_event(self.mark(card))
+
+    def mark(self, card: int) -> torch.Event:
+        """The moment at which all that `card` was given until now has been done."""
+        return self._streams[card].record_event()
+
+    def lend(self, tensors: Iterable[Tensor], card: int) -> None:
+        """`card` reads these tensors, which may be of another's share: their memory is not used anew before it has."""
+        stream = self._streams[card]
+        for tensor in tensors:
+            if tensor.device == stream.device:
+                tensor.record_stream(stream)
 
     def used_nbytes(self, card: int) -> int:
         """Bytes of live tensors in the share of `card`, as rounded."""

@@ -32,7 +32,7 @@ from poolrt.runtime.sever import alias
 from poolrt.runtime.trees import flatten
 from poolrt.runtime.turnstile import Admission, Ticket, Turnstile
 from poolrt.transfer.move import Arrival, start
-from poolrt.transfer.streams import mark, runs_beside
+from poolrt.transfer.streams import current_stream, mark, runs_beside
 
 
 class Walker(Protocol):
@@ -67,7 +67,9 @@ class Lane:
         self._visits: Counter[int] = Counter()
         self._admission: Admission | None = None
         self._caps = caps
-        self._memory = ExitStack()
+        self._share = ExitStack()
+        self._reached: list[torch.Event] = []
+        """by logical cards: what the next card's work must come after"""
 
     @property
     def card(self) -> int | None:
@@ -79,11 +81,12 @@ class Lane:
         """The device of the card this lane holds."""
         return None if self._admission is None else self._devices[self._admission.card]
 
-    def begin(self, turnstile: Turnstile) -> None:
-        """Start a phase: visits count anew, at the gates of `turnstile`."""
+    def begin(self, turnstile: Turnstile, after: Sequence[torch.Event] = ()) -> None:
+        """Start a phase: visits count anew, at the gates of `turnstile`; logical cards wait for `after`."""
         self._turnstile = turnstile
         self._visits.clear()
         self._admission = None
+        self._reached = list(after)
 
     def work(self, body: Callable[[Lane], None]) -> None:
         """Do one phase's work and leave the turnstile; an out-of-memory error is marked with its card."""
@@ -92,7 +95,7 @@ class Lane:
         except BaseException as error:
             if isinstance(error, torch.OutOfMemoryError):
                 error.card = self.card  # type: ignore[attr-defined]
-            self._memory.close()
+            self._share.close()
             if self._seeds is not None and self._admission is not None:
                 self._seeds.leave(self._admission.card)  # or another lane would wait for it for ever
             raise
@@ -111,7 +114,7 @@ class Lane:
         if device.type != "cpu":  # kernels of other libraries launch on the thread's current device
             torch.get_device_module(device).set_device(device)
         if self._caps is not None:
-            self._memory.enter_context(self._caps.on(card))
+            self._share.enter_context(self._caps.work(card, self._reached))
         if self._seeds is not None:
             self._seeds.seed(card, ticket)
 
@@ -119,10 +122,21 @@ class Lane:
         """Give up the card held, if any."""
         if self._admission is not None and self._turnstile is not None:
             admission, self._admission = self._admission, None
-            self._memory.close()
+            self._share.close()
+            if self._caps is not None:
+                self._reached = [self._caps.mark(admission.card)]
             if self._seeds is not None:
                 self._seeds.leave(admission.card)
             self._turnstile.release(admission)
+
+    def leave_for_good(self) -> None:
+        """Give up the card held; what this thread does from now on comes after this lane's work on it."""
+        last = self.device
+        self.leave()
+        if last is not None:
+            for event in self._reached:
+                current_stream(last).wait_event(event)
+            self._reached = []
 
     def finish(self) -> None:
         """The phase is over for this lane."""
@@ -142,6 +156,7 @@ class Lane:
         flights = {} if came_from is None else self.crossings.send(tensors, device, given)
         with _abandoned_on_error(flights.values()):
             self.go(card)
+            self._lend(tensors)
             self.path.append(card)
             hopped = {} if came_from is None else self._hopped(tensors, came_from, device, flights)
             return tree.rebuild(self._arrived(t, device, hopped.get(i), flights) for i, t in enumerate(tensors))
@@ -159,7 +174,12 @@ class Lane:
         ]
         with _abandoned_on_error(flight for flight in flights if flight is not None):
             self.go(card)
+            self._lend([gradient for gradient in gradients if gradient is not None])
             return [None if flight is None else self._come_back(flight) for flight in flights]
+
+    def _lend(self, tensors: Sequence[Tensor]) -> None:
+        if self._caps is not None and self.card is not None:
+            self._caps.lend(tensors, self.card)
 
     def _come_back(self, flight: Arrival) -> Tensor:
         gradient = flight.wait()

@@ -16,7 +16,11 @@ from poolrt.runtime.turnstile import Aborted, Admission, Turnstile
 
 
 def run_lanes(
-    lanes: Sequence[Lane], order: Orders, body: Callable[[Lane], None], threads_per_lane: int
+    lanes: Sequence[Lane],
+    order: Orders,
+    body: Callable[[Lane], None],
+    threads_per_lane: int,
+    after: Sequence[torch.Event] = (),
 ) -> list[Admission]:
     """Run `body` for every lane at once, through one turnstile; who was on which card when.
 
@@ -25,6 +29,7 @@ def run_lanes(
         order: the tickets each card admits, in order.
         body: one phase of one lane's work.
         threads_per_lane: threads for torch's operations in each lane.
+        after: what the work of logical cards must come after.
 
     Raises:
         Exception: the first failure of a lane, itself, when all lanes have ended.
@@ -35,7 +40,7 @@ def run_lanes(
     def work(lane: Lane) -> None:
         try:
             torch.set_num_threads(threads_per_lane)
-            lane.begin(turnstile)
+            lane.begin(turnstile, after)
             lane.work(body)
         except Aborted:
             pass

@@ -89,7 +89,7 @@ class Step:
         if self._learning:
             self._parts = [self._cut(part) for part in self._parts]
         outputs: list[Tree | None] = [None] * len(self._parts)
-        state = ThreadState(self._machine.device_types)
+        state = ThreadState(self._machine.device_types, self._machine.devices)
         with self._aliases.in_place(), self._seeds.restored() if self._seeds else nullcontext():
             self._run_lanes(
                 self._orders[0], lambda lane: outputs.__setitem__(lane.index, state.run(lambda: self._forward(lane)))
@@ -126,16 +126,21 @@ class Step:
             lane.crossings.clear()
         tree = flatten(output, into_state=True)
         if self.assembly is not None:
-            lane.leave()  # the card is free while this lane copies
+            lane.leave_for_good()  # the card is free while this lane copies
             self.assembly.put(lane.index, tree)
         return tree
 
     def _run_lanes(self, order: Orders, body: Callable[[Lane], None]) -> None:
+        caps = self._machine.placement.caps
+        after = [] if caps is None else caps.begin()
         try:
-            self.admissions += run_lanes(self._lanes, order, body, self._machine.threads_per_lane)
+            self.admissions += run_lanes(self._lanes, order, body, self._machine.threads_per_lane, after)
         except BaseException:
             self._rows.clear()
             raise
+        finally:
+            if caps is not None:
+                caps.end()
 
     # ---- gather
 
@@ -168,7 +173,7 @@ class Step:
         started = time.perf_counter()
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         work = self._lane_gradients(gradients)
-        state = ThreadState(self._machine.device_types)
+        state = ThreadState(self._machine.device_types, self._machine.devices)
         try:
             with self._aliases.in_place(), self._seeds.restored() if self._seeds else nullcontext():
                 self._run_lanes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -15,16 +15,21 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 from torch.utils._python_dispatch import _push_mode as _push_dispatch_mode
 
+from poolrt.transfer.streams import current_stream, working_in
+
 T = TypeVar("T")
 
 
 class ThreadState:
     """Grad mode, inference mode, autocast, modes, saved-tensor hooks and context variables of the thread that makes it.
 
-    Without it bf16 autocast silently becomes fp32 in a new thread, and no_grad builds a graph.
+    Without it bf16 autocast silently becomes fp32 in a new thread, and no_grad builds a graph. Of `devices` the current
+    streams are carried too: what the caller has just given them would otherwise not be waited for.
     """
 
-    def __init__(self, device_types: tuple[str, ...]) -> None:
+    def __init__(self, device_types: tuple[str, ...], devices: Iterable[torch.device] = ()) -> None:
+        cards = dict.fromkeys(device for device in devices if device.type != "cpu")
+        self._streams = [current_stream(device) for device in cards]
         self._context = contextvars.copy_context()
         self._grad = torch.is_grad_enabled()
         self._inference = torch.is_inference_mode_enabled()
@@ -53,6 +58,9 @@ class ThreadState:
         if self._inference:
             stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.set_grad_enabled(self._grad))
+        for stream in self._streams:
+            if current_stream(stream.device) != stream:
+                stack.enter_context(working_in(stream))
         if self._saved_tensor_hooks is not None:
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(*self._saved_tensor_hooks))
         for mode in self._dispatch_modes:

@@ -23,7 +23,7 @@ from poolrt.transfer.ring import (
     chunk_nbytes,
     ring_steps,
 )
-from poolrt.transfer.streams import current_stream, settle, side_stream
+from poolrt.transfer.streams import current_stream, settle, side_stream, working_in
 
 
 class BounceRing:
@@ -140,7 +140,7 @@ class BounceRing:
     def _copy(self, step: Copy, stream: torch.Stream, pieces: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
         source, target = pieces[0][step.chunk], pieces[1][step.chunk]
         buffer = self._buffers[step.buffer].narrow(0, 0, source.nbytes)
-        with stream:
+        with working_in(stream):
             if step.side == "down":
                 buffer.copy_(source, non_blocking=True)
             else:

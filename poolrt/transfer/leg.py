@@ -13,6 +13,7 @@ from torch import Tensor
 
 from poolrt.topology.route import RouteKind
 from poolrt.transfer.pattern import WORD_NBYTES
+from poolrt.transfer.streams import working_in
 
 _POLL_S = 50e-6
 # A copy that hangs does so for good. The slowest way between two cards that works (generation 1, one lane, through the
@@ -46,8 +47,8 @@ class Leg:
         """Queue a copy of the first `nbytes`."""
         words = nbytes // WORD_NBYTES
         with ExitStack() as streams:
-            for stream in reversed(self.streams):  # the device of the last one entered is the current one
-                streams.enter_context(stream)
+            for stream in self.streams:
+                streams.enter_context(working_in(stream))
             self.copier(self.route, self.source[:words], self.target[:words])
 
     def wait(self, event: torch.Event) -> None:

@@ -21,7 +21,7 @@ from poolrt.transfer.copy import carry, copy_over
 from poolrt.transfer.extents import pieces
 from poolrt.transfer.form import as_bytes
 from poolrt.transfer.routes import current
-from poolrt.transfer.streams import current_stream, mark, runs_beside, settle, side_stream
+from poolrt.transfer.streams import current_stream, mark, runs_beside, settle, side_stream, working_in
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:
@@ -130,7 +130,7 @@ def _start_over_link(source: Tensor, device: torch.device, given: torch.Event) -
     into = side_stream(device, f"in, from {source.device}")
     with into:  # its memory is this stream's: no wait for the card's work
         target = torch.empty_like(source, device=device)
-        with out:
+        with working_in(out):
             for piece in pieces(source, target):
                 piece.target.copy_(piece.source, non_blocking=True)
     source.record_stream(out)
@@ -139,11 +139,11 @@ def _start_over_link(source: Tensor, device: torch.device, given: torch.Event) -
 
 def _start_through_host(source: Tensor, device: torch.device, given: torch.Event) -> Arrival:
     ring = ring_between(source.device, device)
-    with ring.up:
+    with working_in(ring.up):
         target = torch.empty_like(source, device=device)
     flat = as_bytes(source, target)
     if flat is None:
-        with ring.down:
+        with working_in(ring.down):
             ring.down.wait_event(given)
             whole = source.resolve_conj().resolve_neg().clone()
         flat = as_bytes(whole, target)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any
 
 import torch
 
@@ -37,6 +38,30 @@ def current_stream(device: torch.device) -> torch.Stream:
     """The stream this thread's work on `device` goes to."""
     stream: torch.Stream = torch.get_device_module(device).current_stream(device)
     return stream
+
+
+class working_in:  # noqa: N801 (reads as a block: `with working_in(stream)`)
+    """A block of code whose work goes to `stream`. Threads may be inside for one stream at once, and one thread twice.
+
+    Not so, in every torch from 2.11 on, where the stream itself is used as the block: it keeps what was current before.
+    """
+
+    __slots__ = ("_device", "_outer", "_stream")
+
+    def __init__(self, stream: torch.Stream) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> None:
+        module = torch.get_device_module(self._stream.device)
+        self._device = module.current_device()
+        self._outer = module.current_stream(self._stream.device)
+        module.set_stream(self._stream)
+        module.set_device(self._device)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        module = torch.get_device_module(self._stream.device)
+        module.set_stream(self._outer)
+        module.set_device(self._device)
 
 
 def mark(device: torch.device) -> torch.Event:

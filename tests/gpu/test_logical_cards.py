@@ -100,3 +100,36 @@ def test_memory_comes_back_when_the_model_goes(batch) -> None:
     del model
     gc.collect()
     assert torch.cuda.memory_allocated() <= before
+
+
+class Slow(torch.nn.Module):
+    """A linear layer whose kernels begin some 10 ms late: who does not wait for its stream reads what was there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(256, 256)
+        self.streams: set[torch.cuda.Stream] = set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.streams.add(torch.cuda.current_stream())
+        torch.cuda._sleep(20_000_000)
+        return self.linear(x)
+
+
+def test_shares_work_in_streams_of_their_own_and_wait_for_each_other() -> None:
+    plain = torch.nn.Sequential(*(Slow() for _ in range(4))).to("cuda:0").double()
+    topology = poolrt.logical("cuda:0", cards=2, memory="1GiB")
+    x = torch.randn(64, 256, device="cuda:0", dtype=torch.float64)
+    sharded = poolrt.shard(copy.deepcopy(plain), sample=x, topology=topology, micro_batches=2)
+    for layer in sharded:
+        layer.streams.clear()
+    for model in (plain, sharded):
+        for _ in range(3):
+            model.zero_grad()
+            output = model(x)
+            output.square().sum().backward()
+    torch.testing.assert_close(output, plain(x), rtol=1e-10, atol=1e-12)
+    for ours, theirs in zip(sharded.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
+    assert sharded[0].streams.isdisjoint(sharded[3].streams)
+    assert torch.cuda.default_stream() not in sharded[0].streams | sharded[3].streams
