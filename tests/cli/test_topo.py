@@ -190,7 +190,7 @@ def test_copies_are_measured_when_asked(run, run_json, monkeypatch):
     assert out.count("meas. ") == 2
     assert "virtual cards: measured are copies within the host's memory" in out
     link = run_json("topo", "--measure")[1]["links"][0]
-    assert link["finding"] == "usable"
+    assert link["finding"] in ("usable", "slower")  # by what else the machine does meanwhile
     assert link["measured_bytes_per_s"] > 0
     assert run_json("topo")[1]["links"][0]["measured_bytes_per_s"] is None  # nothing is kept of virtual cards
 

@@ -19,6 +19,9 @@ from poolrt.units import KIB, MIB
 
 SMALL = Effort(sizes=(1 * KIB, 64 * KIB), probe_sizes=(64 * KIB, 1 * MIB), host_probe_sizes=(64 * KIB,), repeats=2)
 
+SOUND = ("usable", "slower")
+"""no fault was found; which of the two it is depends on what else the machine does meanwhile"""
+
 
 class Misbehaving:
     """copy_over, and something else on the peer route of one ordered pair."""
@@ -99,7 +102,7 @@ def test_one_wrong_byte_in_64_mib_is_found_and_the_peer_never_used(pair):
     found = measure(pair, effort=replace(QUICK, sizes=SMALL.sizes, repeats=1, seconds=1.0), copier=copier)
     there, back = found.verdict(0, 1), found.verdict(1, 0)
     assert (there.finding, there.choice) == ("lies", ALWAYS_HOST)
-    assert back.finding == "usable"
+    assert back.finding in SOUND
     (lie,) = [proof for proof in found.proofs if not proof.good]
     assert (lie.source, lie.target, lie.nbytes) == (0, 1, 64 * MIB)
     assert (lie.wrong_nbytes, lie.first_wrong) == (1, 32 * MIB)
@@ -136,7 +139,7 @@ def test_a_route_that_breaks_while_it_is_timed_is_not_used(pair):
 
     found = measure(pair, effort=SMALL, copier=Misbehaving((0, 1), break_later))
     assert found.verdict(0, 1).finding == "fails"
-    assert found.verdict(1, 0).finding == "usable"
+    assert found.verdict(1, 0).finding in SOUND
 
 
 def test_cards_of_a_copy_that_hung_are_not_touched_again():
@@ -155,7 +158,8 @@ def test_a_distrusted_pair_is_not_touched(pair):
     found = measure(pair, effort=SMALL, distrusted=[(0, 1)], before_proof=tried.append, copier=copier)
     assert ("P2P", (0, 1)) not in copier.calls
     assert tried == [(1, 0)]
-    assert (found.verdict(0, 1).finding, found.verdict(1, 0).finding) == ("fails", "usable")
+    assert found.verdict(0, 1).finding == "fails"
+    assert found.verdict(1, 0).finding in SOUND
     assert "did not live" in found.verdict(0, 1).sentence
 
 

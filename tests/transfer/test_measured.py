@@ -87,7 +87,8 @@ def test_a_pair_that_killed_the_process_is_left_alone_next_time(pair, runs, monk
     monkeypatch.setattr(room.MeasurementFile, "trying", real)
     found = room.measured(pair, effort=SMALL)
     assert runs[-1]["distrusted"] == ((0, 1),)
-    assert [x.finding for x in found.verdicts] == ["fails", "usable"]
+    assert found.verdicts[0].finding == "fails"
+    assert found.verdicts[1].finding in ("usable", "slower")  # by what else the machine does meanwhile
 
 
 def test_virtual_cards_are_kept_only_when_asked(pair, runs, tmp_path):
