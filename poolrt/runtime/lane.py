@@ -31,7 +31,7 @@ from poolrt.runtime.random_state import CardSeeds
 from poolrt.runtime.sever import alias
 from poolrt.runtime.trees import flatten
 from poolrt.runtime.turnstile import Admission, Ticket, Turnstile
-from poolrt.transfer.move import Arrival, start
+from poolrt.transfer.move import Arrival, moved, start
 from poolrt.transfer.streams import current_stream, mark, runs_beside
 
 
@@ -153,37 +153,52 @@ class Lane:
         self.leave()
         tree = flatten(value)  # while the card may still be another lane's
         tensors = [self.crossings.current(tensor) for tensor in tree.tensors]
-        flights = {} if came_from is None else self.crossings.send(tensors, device, given)
+        if not given:
+            return tree.rebuild(self._land(card, tensors, came_from, {}))
+        flights = self.crossings.send(tensors, device, given)
         with _abandoned_on_error(flights.values()):
-            self.go(card)
-            self._lend(tensors)
-            self.path.append(card)
-            hopped = {} if came_from is None else self._hopped(tensors, came_from, device, flights)
-            return tree.rebuild(self._arrived(t, device, hopped.get(i), flights) for i, t in enumerate(tensors))
+            return tree.rebuild(self._land(card, tensors, came_from, flights))
+
+    def _land(self, card: int, tensors: list[Tensor], came_from: int | None, flights: Flights) -> list[Tensor]:
+        """Hold `card`; the tensors there."""
+        self.go(card)
+        self._lend(tensors)
+        self.path.append(card)
+        device = self._devices[card]
+        hopped = {} if came_from is None else self._hopped(tensors, came_from, device, flights)
+        return [self._arrived(tensor, device, hopped.get(i), flights) for i, tensor in enumerate(tensors)]
 
     def go_back(
         self, card: int, gradients: Sequence[Tensor | None], devices: Sequence[torch.device]
     ) -> list[Tensor | None]:
         """Hold `card`; the gradients, each on its one of `devices`."""
         given = self._given(self._devices[card])
-        if given:
-            self.leave()  # the card is free while the gradients are on their way
+        if not given:
+            moved_back = [
+                g if g is None else self._back(g, device) for g, device in zip(gradients, devices, strict=True)
+            ]
+            self.go(card)
+            self._lend(gradients)
+            return moved_back
+        self.leave()  # the card is free while the gradients are on their way
         flights = [
             None if gradient is None else start(gradient, device, given.get(gradient.device))
             for gradient, device in zip(gradients, devices, strict=True)
         ]
         with _abandoned_on_error(flight for flight in flights if flight is not None):
             self.go(card)
-            self._lend([gradient for gradient in gradients if gradient is not None])
-            return [None if flight is None else self._come_back(flight) for flight in flights]
+            return [None if flight is None else self._counted(flight.wait(), flight.crossed) for flight in flights]
 
-    def _lend(self, tensors: Sequence[Tensor]) -> None:
+    def _lend(self, tensors: Sequence[Tensor | None]) -> None:
         if self._caps is not None and self.card is not None:
-            self._caps.lend(tensors, self.card)
+            self._caps.lend([tensor for tensor in tensors if tensor is not None], self.card)
 
-    def _come_back(self, flight: Arrival) -> Tensor:
-        gradient = flight.wait()
-        if flight.crossed:
+    def _back(self, gradient: Tensor, device: torch.device) -> Tensor:
+        there = gradient.device == device
+        return gradient if there else self._counted(moved(gradient, device), True)
+
+    def _counted(self, gradient: Tensor, crossed: bool) -> Tensor:
+        if crossed:
             self.crossings.count(gradient)
         return gradient
 

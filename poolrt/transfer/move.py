@@ -113,11 +113,11 @@ def start(tensor: Tensor, device: torch.device, after: torch.Event | None = None
         device: where to.
         after: when its values are there; by default, when this thread's stream of its device has come this far.
     """
+    if tensor.device == device:
+        return Arrival(tensor.detach(), crossed=False)
+    if not runs_beside(tensor.device, device) or not _is_ordinary(tensor):
+        return Arrival(moved(tensor.detach(), device))
     source = tensor.detach()
-    if source.device == device:
-        return Arrival(source, crossed=False)
-    if not (_is_ordinary(tensor) and runs_beside(source.device, device)):
-        return Arrival(moved(source, device))
     given = mark(source.device) if after is None else after
     if current().between(source.device, device, source.nbytes) == "HOST":
         return _start_through_host(source, device, given)
@@ -157,7 +157,7 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     if not _is_ordinary(tensor):
         return tensor.to(device)
     kind = current().between(tensor.device, device, tensor.nbytes)
-    if not _C.pools_in_use() and (kind != "HOST" or "cpu" in (tensor.device.type, device.type)):
+    if (kind != "HOST" or "cpu" in (tensor.device.type, device.type)) and not _C.pools_in_use():
         try:
             return tensor.to(device)
         except torch.AcceleratorError as error:

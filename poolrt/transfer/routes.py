@@ -49,6 +49,8 @@ class PairChoice:
 
     def at(self, nbytes: int) -> RouteKind:
         """The way for `nbytes`."""
+        if len(self.kind_by_size) == 1:  # asked before every copy
+            return self.kind_by_size[0][1]
         return next(kind for least, kind in reversed(self.kind_by_size) if nbytes >= least)
 
 
@@ -80,13 +82,11 @@ class Routes:
 
     def between(self, source: torch.device, target: torch.device, nbytes: int) -> RouteKind:
         """The way for `nbytes` from `source` to `target`."""
-        if source == target:
-            return "LOCAL"
         pair = (source, target)
-        if pair in self._lost or source.type == "cpu" or target.type == "cpu":
-            return "HOST"
         choice = self._choices.get(pair)
-        return (self._ask(pair) if choice is None else choice).at(nbytes)
+        if choice is None:
+            choice = self._ask(pair)
+        return "HOST" if self._lost and pair in self._lost else choice.at(nbytes)
 
     def lose(self, source: torch.device, target: torch.device, why: object) -> None:
         """From now on this pair goes through the host. The log says so once."""
@@ -109,7 +109,8 @@ class Routes:
                     del known[pair]
 
     def _ask(self, pair: Pair) -> PairChoice:
-        choice = PairChoice(kind_by_size=((0, "P2P" if _may_reach(*pair) else "HOST"),))
+        kind: RouteKind = "LOCAL" if pair[0] == pair[1] else "P2P" if _may_reach(*pair) else "HOST"
+        choice = PairChoice(kind_by_size=((0, kind),))
         with self._lock:
             return self._choices.setdefault(pair, choice)
 
