@@ -79,6 +79,7 @@ bench: $(READY)
 	$(RUN) benchmarks/one_card.py --quick --json build/bench/one_card.json
 	$(RUN) benchmarks/allocator.py --quick --json build/bench/allocator.json
 	$(RUN) benchmarks/kernels.py --quick --json build/bench/kernels.json
+	$(RUN) benchmarks/copies.py --quick --json build/bench/copies.json
 
 gpu-check: $(READY)
 	@mkdir -p build

@@ -58,6 +58,7 @@ PARTS = (
     Part(name="kernels", command=("benchmarks/kernels.py", "--json", "{json}"), limit_s=60),
     Part(name="one_card", command=("benchmarks/one_card.py", "--cuda", "--json", "{json}"), limit_s=60),
     Part(name="allocator", command=("benchmarks/allocator.py", "--cuda", "--quick", "--json", "{json}"), limit_s=90),
+    Part(name="copies", command=("benchmarks/copies.py", "--cuda", "--json", "{json}"), limit_s=60),
     Part(
         name="pooled_batch",
         command=("benchmarks/pooled_batch.py", "--cuda", "--cards", "1", "2", "4", "--json", "{json}"),

@@ -84,6 +84,27 @@ def test_kernels_without_a_gpu_say_so(tmp_path: Path, capsys) -> None:
     assert body["reason"] in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_copies_over_links_stand_beside_their_ideal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import copies
+
+    monkeypatch.setattr(copies, "QUICK_SIZES", (1 << 20,))
+    monkeypatch.setattr(copies, "SMALL_COUNT", 10)
+    answer = tmp_path / "copies.json"
+    copies.main(["--quick", "--rounds", "1", "--json", str(answer)])
+    body = json.loads(answer.read_text())
+    assert [(row["chunks"], row["ideal_bytes_per_s"]) for row in body["host_route"]] == [
+        (2, pytest.approx(1e9 * 2 / 3)),
+        (2, pytest.approx(0.5e9 * 2 / 3)),
+        (2, pytest.approx(0.5e9 * 2 / 3)),
+    ]
+    for row in body["host_route"]:
+        assert row["measured_bytes_per_s"] < min(row["down_bytes_per_s"], row["up_bytes_per_s"])
+        assert row["share_of_ideal"] == pytest.approx(row["measured_bytes_per_s"] / row["ideal_bytes_per_s"])
+    small = body["many_small"]
+    one_each, together = (small["seconds"][name][0] for name in ("one each", "together"))
+    assert small["times_faster"] == pytest.approx(one_each / together)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to check")
 def test_gpu_check_without_a_gpu_says_so(tmp_path: Path) -> None:
     answer = tmp_path / "gpu.json"
