@@ -20,7 +20,7 @@ from torch import Tensor
 
 from poolrt.memory.pool import Pool
 from poolrt.topology.topology import Topology
-from poolrt.transfer.streams import current_stream, mark, working_in
+from poolrt.transfer.streams import current_stream, mark, record, working_in
 
 
 class Caps:
@@ -37,14 +37,14 @@ class Caps:
         device = self._streams[card].device
         with self.work(card, [mark(device)]):
             yield
-        current_stream(device).wait_event(self.mark(card))
+        self.mark(card).wait(current_stream(device))
 
     @contextmanager
     def work(self, card: int, after: Iterable[torch.Event]) -> Iterator[None]:
         """Meanwhile this thread works in the stream of `card`, once `after` have passed, and in its share."""
         stream = self._streams[card]
         for event in after:
-            stream.wait_event(event)
+            event.wait(stream)
         with self._pools[card].use(home=0), working_in(stream):
             yield
 
@@ -55,11 +55,11 @@ class Caps:
     def end(self) -> None:
         """What this thread does from now on comes after all that the cards were given."""
         for card, stream in enumerate(self._streams):
-            current_stream(stream.device).wait_event(self.mark(card))
+            self.mark(card).wait(current_stream(stream.device))
 
     def mark(self, card: int) -> torch.Event:
         """The moment at which all that `card` was given until now has been done."""
-        return self._streams[card].record_event()
+        return record(self._streams[card])
 
     def lend(self, tensors: Iterable[Tensor], card: int) -> None:
         """`card` reads these tensors, which may be of another's share: their memory is not used anew before it has."""

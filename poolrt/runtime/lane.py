@@ -135,7 +135,7 @@ class Lane:
         self.leave()
         if last is not None:
             for event in self._reached:
-                current_stream(last).wait_event(event)
+                event.wait(current_stream(last))
             self._reached = []
 
     def finish(self) -> None:

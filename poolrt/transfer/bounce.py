@@ -23,7 +23,7 @@ from poolrt.transfer.ring import (
     chunk_nbytes,
     ring_steps,
 )
-from poolrt.transfer.streams import current_stream, settle, side_stream, working_in
+from poolrt.transfer.streams import current_stream, record, settle, side_stream, working_in
 
 
 class BounceRing:
@@ -131,11 +131,11 @@ class BounceRing:
                 self._copy(step, stream, pieces)
             elif isinstance(step, Record):
                 if step.event in self._events:
-                    stream.record_event(self._events[step.event])
+                    self._events[step.event].record(stream)
                 else:
-                    events[step.event] = stream.record_event()
+                    events[step.event] = record(stream)
             else:
-                stream.wait_event(self._events.get(step.event) or events[step.event])
+                (self._events.get(step.event) or events[step.event]).wait(stream)
 
     def _copy(self, step: Copy, stream: torch.Stream, pieces: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
         source, target = pieces[0][step.chunk], pieces[1][step.chunk]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from poolrt.topology.route import RouteKind
 from poolrt.transfer.pattern import WORD_NBYTES
-from poolrt.transfer.streams import working_in
+from poolrt.transfer.streams import record, working_in
 
 _POLL_S = 50e-6
 # A copy that hangs does so for good. The slowest way between two cards that works (generation 1, one lane, through the
@@ -54,19 +54,19 @@ class Leg:
     def wait(self, event: torch.Event) -> None:
         """Have what is queued from now on start after `event`."""
         for stream in self.streams:
-            stream.wait_event(event)
+            event.wait(stream)
 
     def lead_to(self, stream: torch.Stream) -> None:
         """Have what is queued in `stream` from now on start after all copies queued so far."""
         for own in self.streams:
             if own != stream:
-                stream.wait_event(own.record_event())
+                record(own).wait(stream)
 
     def done(self) -> torch.Event:
         """An event that passes when all copies queued so far have arrived."""
         lead = self.streams[0]
         self.lead_to(lead)
-        return lead.record_event()
+        return record(lead)
 
 
 def make_leg(copier: Copier, route: RouteKind, source: Tensor, target: Tensor) -> Leg:

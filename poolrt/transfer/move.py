@@ -21,7 +21,7 @@ from poolrt.transfer.copy import carry, copy_over
 from poolrt.transfer.extents import pieces
 from poolrt.transfer.form import as_bytes
 from poolrt.transfer.routes import current
-from poolrt.transfer.streams import current_stream, mark, runs_beside, settle, side_stream, working_in
+from poolrt.transfer.streams import current_stream, mark, record, runs_beside, settle, side_stream, working_in
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:
@@ -77,7 +77,7 @@ class Arrival:
         flight, routes = self._flight, current()
         source, stream = flight.source.device, current_stream(self.tensor.device)
         try:
-            stream.wait_event(flight.arrived)
+            flight.arrived.wait(stream)
         except torch.AcceleratorError as error:
             if flight.kind != "P2P":
                 self.abandon()
@@ -126,7 +126,7 @@ def start(tensor: Tensor, device: torch.device, after: torch.Event | None = None
 
 def _start_over_link(source: Tensor, device: torch.device, given: torch.Event) -> Arrival:
     out = side_stream(source.device, f"out, to {device}")
-    out.wait_event(given)
+    given.wait(out)
     into = side_stream(device, f"in, from {source.device}")
     with into:  # its memory is this stream's: no wait for the card's work
         target = torch.empty_like(source, device=device)
@@ -134,7 +134,7 @@ def _start_over_link(source: Tensor, device: torch.device, given: torch.Event) -
             for piece in pieces(source, target):
                 piece.target.copy_(piece.source, non_blocking=True)
     source.record_stream(out)
-    return Arrival(target, Flight(source, "P2P", out.record_event(), (out, into)))
+    return Arrival(target, Flight(source, "P2P", record(out), (out, into)))
 
 
 def _start_through_host(source: Tensor, device: torch.device, given: torch.Event) -> Arrival:
@@ -144,7 +144,7 @@ def _start_through_host(source: Tensor, device: torch.device, given: torch.Event
     flat = as_bytes(source, target)
     if flat is None:
         with working_in(ring.down):
-            ring.down.wait_event(given)
+            given.wait(ring.down)
             whole = source.resolve_conj().resolve_neg().clone()
         flat = as_bytes(whole, target)
         assert flat is not None, "a clone lies as empty_like makes it"

@@ -64,9 +64,19 @@ class working_in:  # noqa: N801 (reads as a block: `with working_in(stream)`)
         module.set_device(self._device)
 
 
+def record(stream: torch.Stream) -> torch.Event:
+    """The moment at which all that `stream` was given until now has been done.
+
+    Always torch's generic event, whose `wait` takes any stream: the generic streams do not take torch.cuda's events.
+    """
+    event = torch.Event(device=stream.device)
+    event.record(stream)
+    return event
+
+
 def mark(device: torch.device) -> torch.Event:
     """The moment at which all that this thread's stream of `device` was given until now has been done."""
-    return current_stream(device).record_event()
+    return record(current_stream(device))
 
 
 def settle(streams: Iterable[torch.Stream]) -> None:
