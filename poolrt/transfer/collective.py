@@ -14,6 +14,10 @@ so a sum has the same bits whichever card asks, and twice the same; a ring adds 
 same bits on all cards, within the usual error of a sum of n terms of the others'. Half-precision sums are kept in
 float32 and rounded once; a ring rounds at every card.
 
+Everything is in order with the cards' current streams: results may be read, and what was brought may be written to, as
+after any operation. Where nobody will write to it before the results are read, `unchanged=True` spares its card the
+wait until it has been sent: a fork's first card starts to compute at once.
+
 What is on its card already is not copied, and cards that share a device may share what they get: change no result in
 place (autograd refuses it where it can see it).
 """
@@ -36,38 +40,42 @@ from poolrt.transfer.collective_arguments import (
     dimension,
     spans_of,
 )
-from poolrt.transfer.collective_forward import Way
+from poolrt.transfer.collective_forward import How, Way
 
 
-def broadcast(tensor: Tensor, devices: Sequence[torch.device | str], *, way: Way = None) -> list[Tensor]:
+def broadcast(
+    tensor: Tensor, devices: Sequence[torch.device | str], *, way: Way = None, unchanged: bool = False
+) -> list[Tensor]:
     """A copy of `tensor` on every device; where it lies already, a view of it.
 
     Raises:
         ConfigurationError: for no devices, or a tensor that is not strided.
     """
     check_strided([tensor])
-    return list(_Broadcast.apply(tensor, checked_devices(devices), way))
+    return list(_Broadcast.apply(tensor, checked_devices(devices), How(way, unchanged)))
 
 
-def reduce(tensors: Sequence[Tensor], device: torch.device | str, *, way: Way = None) -> Tensor:
+def reduce(
+    tensors: Sequence[Tensor], device: torch.device | str, *, way: Way = None, unchanged: bool = False
+) -> Tensor:
     """The sum of the tensors, on `device`.
 
     Raises:
         ConfigurationError: for no tensors, or tensors of different shapes or types.
     """
     check_alike(tensors)
-    total: Tensor = _Reduce.apply(*checked_devices([device]), way, *tensors)
+    total: Tensor = _Reduce.apply(*checked_devices([device]), How(way, unchanged), *tensors)
     return total
 
 
-def all_reduce(tensors: Sequence[Tensor], *, way: Way = None) -> list[Tensor]:
+def all_reduce(tensors: Sequence[Tensor], *, way: Way = None, unchanged: bool = False) -> list[Tensor]:
     """The sum of the tensors, on the device of each.
 
     Raises:
         ConfigurationError: for no tensors, or tensors of different shapes or types.
     """
     check_alike(tensors)
-    return list(_AllReduce.apply(way, *tensors))
+    return list(_AllReduce.apply(How(way, unchanged), *tensors))
 
 
 def gather(tensors: Sequence[Tensor], device: torch.device | str, dim: int = 0) -> Tensor:
@@ -105,7 +113,7 @@ def all_gather(tensors: Sequence[Tensor], dim: int = 0, *, way: Way = None) -> l
     Raises:
         ConfigurationError: for no tensors, or tensors that cannot be joined so.
     """
-    return list(_AllGather.apply(check_joinable(tensors, dim), way, *tensors))
+    return list(_AllGather.apply(check_joinable(tensors, dim), How(way), *tensors))
 
 
 def reduce_scatter(tensors: Sequence[Tensor], dim: int = 0, sizes: Sequence[int] | None = None) -> list[Tensor]:
@@ -144,10 +152,10 @@ def _to_all(gradient: Tensor, homes: Sequence[torch.device], needed: Sequence[bo
 
 class _Broadcast(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, homes: list[torch.device], way: Way) -> tuple[Tensor, ...]:
-        ctx.device, ctx.way = tensor.device, way
+    def forward(ctx: Any, tensor: Tensor, homes: list[torch.device], how: How) -> tuple[Tensor, ...]:
+        ctx.device, ctx.way = tensor.device, how.way
         ctx.set_materialize_grads(False)
-        return _seen_as_views(forward_only.broadcast(tensor.detach(), homes, way), [tensor])
+        return _seen_as_views(forward_only.broadcast(tensor.detach(), homes, how), [tensor])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
@@ -157,9 +165,9 @@ class _Broadcast(torch.autograd.Function):
 
 class _Reduce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, device: torch.device, way: Way, *tensors: Tensor) -> Tensor:
-        ctx.homes, ctx.way = [tensor.device for tensor in tensors], way
-        (total,) = _seen_as_views([forward_only.reduce(_plain(tensors), device, way)], tensors)
+    def forward(ctx: Any, device: torch.device, how: How, *tensors: Tensor) -> Tensor:
+        ctx.homes, ctx.way = [tensor.device for tensor in tensors], how.way
+        (total,) = _seen_as_views([forward_only.reduce(_plain(tensors), device, how)], tensors)
         return total
 
     @staticmethod
@@ -170,10 +178,10 @@ class _Reduce(torch.autograd.Function):
 
 class _AllReduce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, way: Way, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.homes, ctx.way = [tensor.device for tensor in tensors], way
+    def forward(ctx: Any, how: How, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.homes, ctx.way = [tensor.device for tensor in tensors], how.way
         ctx.set_materialize_grads(False)
-        return _seen_as_views(forward_only.all_reduce(_plain(tensors), way), tensors)
+        return _seen_as_views(forward_only.all_reduce(_plain(tensors), how), tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
@@ -212,11 +220,11 @@ class _Scatter(torch.autograd.Function):
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, dim: int, way: Way, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.homes, ctx.dim, ctx.way = [tensor.device for tensor in tensors], dim, way
+    def forward(ctx: Any, dim: int, how: How, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.homes, ctx.dim, ctx.way = [tensor.device for tensor in tensors], dim, how.way
         ctx.sizes = [tensor.shape[dim] for tensor in tensors]
         ctx.set_materialize_grads(False)
-        return tuple(forward_only.all_gather(_plain(tensors), dim, way))
+        return tuple(forward_only.all_gather(_plain(tensors), dim, how))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:

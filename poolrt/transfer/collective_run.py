@@ -7,7 +7,9 @@ overlap; a link that fails is replaced by the way through the host, as for every
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
+from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -16,26 +18,71 @@ from poolrt.transfer.collective_choice import Pair
 from poolrt.transfer.collective_plan import Added, CollectivePlan, Given
 from poolrt.transfer.move import Arrival, start
 from poolrt.transfer.routes import current
+from poolrt.transfer.streams import current_stream
 
 Pieces = Callable[[Given], Tensor]
 """what a card brings, by card and span"""
 
 
-def run(plan: CollectivePlan, pieces: Pieces, devices: Sequence[torch.device]) -> list[list[Tensor]]:
+def run(
+    plan: CollectivePlan, pieces: Pieces, devices: Sequence[torch.device], *, unchanged: bool = False
+) -> list[list[Tensor]]:
     """Per card: the tensors that make up its result. All without history, in order with the cards' current streams.
+
+    Args:
+        plan: what to do.
+        pieces: what the cards bring.
+        devices: of the cards.
+        unchanged: whether nobody will write to what the cards bring until the results have been read. Their streams
+            then go on at once instead of waiting until it has been sent.
 
     Raises:
         torch.AcceleratorError: if a link failed and the way through the host failed as well.
     """
-    held: list[Arrival] = []
-    for value in plan.values:
-        if isinstance(value, Given):
-            held.append(Arrival(pieces(value), crossed=False))
-        elif isinstance(value, Added):
-            held.append(Arrival(add_up([held[number].wait() for number in value.values]), crossed=False))
-        else:
-            held.append(start(held[value.value].wait(), devices[value.card]))
-    return [[held[number].wait() for number in numbers] for numbers in plan.results]
+    with Departures() as departures:
+        held: list[Arrival] = []
+        for value in plan.values:
+            if isinstance(value, Given):
+                held.append(Arrival(pieces(value), crossed=False))
+            elif isinstance(value, Added):
+                held.append(Arrival(add_up([held[number].wait() for number in value.values]), crossed=False))
+            else:
+                kept = unchanged or not isinstance(plan.values[value.value], Given)
+                held.append(departures.start(held[value.value].wait(), devices[value.card], kept=kept))
+        return [[held[number].wait() for number in numbers] for numbers in plan.results]
+
+
+class Departures:
+    """Copies that belong together: afterwards all are done with, also if one of them has failed.
+
+    At the end the streams of what was sent go on when it has been read, so that it may be written to again.
+    """
+
+    def __init__(self) -> None:
+        self._sent: list[tuple[torch.device, torch.Event]] = []
+        self._arrivals: list[Arrival] = []
+
+    def start(self, tensor: Tensor, device: torch.device, *, kept: bool = False) -> Arrival:
+        """Begin a copy. If the tensor is `kept` as it is, its stream need not wait."""
+        arrival = start(tensor, device)
+        self._arrivals.append(arrival)
+        if not kept and arrival.arrived is not None:
+            self._sent.append((tensor.device, arrival.arrived))
+        return arrival
+
+    def __enter__(self) -> Departures:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            for arrival in self._arrivals:
+                arrival.abandon()
+            return
+        for device, arrived in self._sent:
+            with suppress(torch.AcceleratorError):  # the reader was told, and has it by another way
+                current_stream(device).wait_event(arrived)
 
 
 def add_up(terms: Sequence[Tensor]) -> Tensor:

@@ -63,6 +63,11 @@ class Arrival:
         self._flight = flight  # holds the source until the copy is known to be right
         self._version = None if flight is None or flight.source.is_inference() else flight.source._version
 
+    @property
+    def arrived(self) -> torch.Event | None:
+        """The moment at which the copy is made; None once it has been waited for, or if there was nothing to copy."""
+        return None if self._flight is None else self._flight.arrived
+
     def wait(self) -> Tensor:
         """Let this thread's stream of the target's device go on when the copy is there. Returns the copy.
 
