@@ -84,6 +84,17 @@ class Sharded(torch.Tensor):
         """
         raise ModelError(f"{_describe(self)} has no storage of its own: its pieces lie on several cards")
 
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
+        """There is no one memory that another library could read.
+
+        Raises:
+            BufferError: always, as the protocol has it.
+        """
+        raise BufferError(f"{_describe(self)} lies on several cards; hand over .cpu(), or one of poolrt's pieces")
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self.dim() == 0 else object.__format__(self, spec)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled as the whole tensor on the host: whoever loads it needs neither cards nor poolrt."""
         return host_copy(self).__reduce_ex__(protocol)
@@ -92,6 +103,14 @@ class Sharded(torch.Tensor):
         where = ", ".join(map(str, self.sharding.devices))
         values = str(self.detach().cpu()).removesuffix(")")
         return f"{values}, pieces=({where}))"
+
+
+def refuse_addresses(tensor: Tensor) -> None:
+    """Have C++ code that asks for the address of a wrapper, which has no memory, fail instead of getting null.
+
+    Private, but the means that torch's own wrappers use for it (torch/_subclasses/functional_tensor.py).
+    """
+    torch._C._set_throw_on_mutable_data_ptr(tensor)
 
 
 class ShardedTensor(Sharded):
@@ -118,6 +137,7 @@ class ShardedTensor(Sharded):
             device=sharding.lead,
             requires_grad=requires_grad,
         )
+        refuse_addresses(made)
         made._pieces, made._sharding = list(pieces), sharding
         return made
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from poolrt.runtime.sharded.sharding import Sharding
-from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor, alias
+from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor, alias, refuse_addresses
 
 
 class ShardedView(Sharded):
@@ -32,6 +33,7 @@ class ShardedView(Sharded):
             dtype=form.dtype,
             device=base.sharding.lead,
         )
+        refuse_addresses(made)
         made._viewed, made._steps, made._form = base, steps, form
         return made
 
@@ -67,6 +69,12 @@ class ShardedView(Sharded):
         for step in self._steps:
             base = step(base)
         return base
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ShardedView:
+        """The same view of a copy of the pieces."""
+        if id(self) not in memo:
+            memo[id(self)] = ShardedView(copy.deepcopy(self._viewed, memo), self._steps, self._form)
+        return cast(ShardedView, memo[id(self)])
 
     def data_ptr(self) -> int:
         """As of what detach() gives, further on by as much as the view begins later."""

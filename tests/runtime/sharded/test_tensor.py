@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -264,6 +266,34 @@ def test_to_python_and_numpy(pair: Pair) -> None:
     assert len(sharded) == 6
     assert "vcard:0, vcard:1" in repr(sharded)
     assert f"{ordinary[0, 0].item():.4f}" in repr(sharded)
+    assert f"{sharded[0, 0]:.3f}" == f"{ordinary[0, 0].item():.3f}"
+
+
+def test_no_library_gets_an_address(pair: Pair) -> None:
+    sharded, _ = pair()
+    for tensor in (sharded, sharded.detach(), sharded[0]):
+        with pytest.raises(BufferError, match="vcard:0, vcard:1"):
+            tensor.__dlpack__()
+        with pytest.raises(RuntimeError, match="data pointer"):
+            torch.utils.dlpack.to_dlpack(tensor)
+
+
+def test_a_view_is_copied_with_what_it_views(pair: Pair) -> None:
+    sharded, ordinary = pair()
+    row, whole = copy.deepcopy((sharded[2], sharded))
+    row.zero_()
+    assert whole[2].sum().item() == 0.0
+    assert torch.equal(sharded.cpu(), ordinary.cpu())
+    assert torch.equal(pickle.loads(pickle.dumps(sharded[2])), ordinary[2].cpu())
+
+
+def test_function_transforms(pair: Pair) -> None:
+    sharded, ordinary = pair()
+    batch = torch.ones(3, 4, dtype=torch.float64, device=ordinary.device)
+    found, expected = (torch.vmap(lambda x, t=t: t @ x)(batch) for t in (sharded, ordinary))
+    assert torch.equal(found, expected)
+    found, expected = (torch.func.grad(lambda t: (t**2).sum())(tensor) for tensor in (sharded, ordinary))
+    assert torch.equal(found.cpu(), expected.cpu())
 
 
 REFUSED: dict[str, Callable[[Tensor], object]] = {
