@@ -354,9 +354,10 @@ struct OwnPages {
   int place;
 };
 
-// Four threads map, mark, check and unmap pages of their own, of every place.
+// Four threads map, mark, check and unmap pages of their own, of every place. A card has room for two pages, less than
+// one thread alone asks for at times: there are refusals also where the threads happen to run one after another.
 CASE(threads_share_the_places) {
-  configure({8 * kMiB, 8 * kMiB});
+  configure({4 * kMiB, 4 * kMiB});
   std::atomic<int> refusals{0};
   const auto work = [&](int number) {
     std::mt19937 random(number);
@@ -396,7 +397,7 @@ CASE(threads_share_the_places) {
   for (std::thread& thread : threads) thread.join();
   EXPECT(refusals > 0);
   EXPECT(ledger(0).used_nbytes == 0 && ledger(1).used_nbytes == 0 && ledger(kHostMemory).used_nbytes == 0);
-  EXPECT(ledger(0).peak_nbytes <= 8 * kMiB && nothing_is_left());
+  EXPECT(ledger(0).peak_nbytes <= 4 * kMiB && nothing_is_left());
 }
 
 }  // namespace
