@@ -162,7 +162,7 @@ class Lane:
     def _land(self, card: int, tensors: list[Tensor], came_from: int | None, flights: Flights) -> list[Tensor]:
         """Hold `card`; the tensors there."""
         self.go(card)
-        self._lend(tensors)
+        self.lend(tensors)
         self.path.append(card)
         device = self._devices[card]
         hopped = {} if came_from is None else self._hopped(tensors, came_from, device, flights)
@@ -178,7 +178,7 @@ class Lane:
                 g if g is None else self._back(g, device) for g, device in zip(gradients, devices, strict=True)
             ]
             self.go(card)
-            self._lend(gradients)
+            self.lend(gradients)
             return moved_back
         self.leave()  # the card is free while the gradients are on their way
         flights = [
@@ -189,7 +189,8 @@ class Lane:
             self.go(card)
             return [None if flight is None else self._counted(flight.wait(), flight.crossed) for flight in flights]
 
-    def _lend(self, tensors: Sequence[Tensor | None]) -> None:
+    def lend(self, tensors: Sequence[Tensor | None]) -> None:
+        """The card held reads these tensors; a logical card does so in a stream that is not theirs."""
         if self._caps is not None and self.card is not None:
             self._caps.lend([tensor for tensor in tensors if tensor is not None], self.card)
 

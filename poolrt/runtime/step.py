@@ -220,6 +220,7 @@ class Step:
         try:
             lane.go(lane.path[-1])
             tensors, gradients = [t for t, _ in work], [g for _, g in work]
+            lane.lend(gradients)
             work.clear()
             if not keep:
                 self._rows[lane.index] = []

@@ -124,6 +124,18 @@ def test_each_card_has_its_stream_and_the_caller_another(shares: poolrt.Topology
     assert outside not in pooled[0].streams | pooled[3].streams
 
 
+def test_no_memory_is_used_anew_while_another_stream_still_reads_it(shares: poolrt.Topology) -> None:
+    plain = model_of(None, None, None, None)
+    pooled = sharded(plain, shares)
+    optimizer = torch.optim.AdamW(pooled.parameters(), lr=1e-3)
+    torch.vcard.reset_hazards()  # type: ignore[attr-defined]
+    for _ in range(3):
+        pooled(batch()).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.vcard.hazards() == []  # type: ignore[attr-defined]
+
+
 LATE = {
     "at the border, forward": (None, _LateForward, None, None),
     "at the end, forward": (None, None, None, _LateForward),
