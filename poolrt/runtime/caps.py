@@ -51,7 +51,7 @@ class Caps:
     def begin(self) -> list[torch.Event]:
         """What the cards' work is to come after: all that this thread has done.
 
-        So outputs and gradients that the caller's stream has read may be freed without a word: their memory is given out
+        So outputs and gradients that the caller has read may be freed without a word: their memory is given out
         anew within the next work of a card, which comes after that.
         """
         return [mark(device) for device in dict.fromkeys(stream.device for stream in self._streams)]
