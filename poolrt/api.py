@@ -32,7 +32,7 @@ from poolrt.topology.route import route
 from poolrt.topology.topology import Topology
 from poolrt.transfer import devices
 from poolrt.transfer.copy import copy
-from poolrt.transfer.measure import PROOF
+from poolrt.transfer.effort import PROOF
 from poolrt.transfer.trusted import remembered, trusted
 from poolrt.units import parse_nbytes
 from poolrt.verification import Verification, verify_step

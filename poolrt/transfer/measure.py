@@ -9,65 +9,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
 
 import torch
 from torch import Tensor
 
-from poolrt.errors import ConfigurationError
 from poolrt.topology.route import RouteKind, route
 from poolrt.topology.topology import Topology
 from poolrt.transfer import bounce
 from poolrt.transfer.copy import copy_over
+from poolrt.transfer.effort import FULL, SHARE_OF_FREE_MEMORY, Effort, limited
 from poolrt.transfer.figures import Direction, Sample, summarize
 from poolrt.transfer.leg import Copier, HungError, Leg, make_leg
 from poolrt.transfer.measurement import Measurement
 from poolrt.transfer.pattern import WORD_NBYTES, Patterns
-from poolrt.transfer.probe import PROBE_NBYTES, SentNbytes, prove, prove_host
+from poolrt.transfer.probe import SentNbytes, prove, prove_host
 from poolrt.transfer.stopwatch import time_copies
 from poolrt.transfer.verdict import Proof, judge
-from poolrt.units import KIB, MIB, format_nbytes
 
 Pair = tuple[int, int]
 
-_SHARE_OF_FREE_MEMORY = 8
-"""a buffer takes at most one part in so many of what is free on a card; a card has two"""
 _FEWEST_POINTS = 2
 """sizes that are timed however little time there is: a line needs two points"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """How much is copied."""
-
-    sizes: tuple[int, ...] = tuple(KIB << shift for shift in range(0, 17, 2))
-    """bytes of the timed copies, smallest first, multiples of 8: 1 KiB, 4 KiB, ... 64 MiB"""
-    probe_sizes: tuple[int, ...] = PROBE_NBYTES
-    """bytes of the copies of known content over a peer route"""
-    host_probe_sizes: tuple[int, ...] = (4 * MIB,)
-    """bytes of those through the bounce buffers, which are ours: enough to use each buffer twice"""
-    repeats: int = 5
-    """copies of one size, of which the median counts"""
-    seconds: float = 25.0
-    """for all timed copies together; what does not fit is left out, large sizes first"""
-    directions: tuple[Direction, ...] = ("one way", "both ways")
-    """none to prove alone"""
-
-    def __post_init__(self) -> None:
-        sizes = (*self.sizes, *self.probe_sizes, *self.host_probe_sizes)
-        if any(nbytes <= 0 or nbytes % WORD_NBYTES for nbytes in sizes) or list(self.sizes) != sorted(set(self.sizes)):
-            raise ConfigurationError(f"sizes must be multiples of 8 bytes and ascend, got {self.sizes}")
-        if not self.sizes or self.repeats < 1 or self.seconds <= 0:
-            raise ConfigurationError(f"nothing can be measured with {self}")
-
-
-FULL = Effort()
-QUICK = Effort(
-    sizes=(4 * KIB, 256 * KIB, 4 * MIB, 16 * MIB), repeats=3, seconds=5.0, probe_sizes=(1 * MIB, 64 * MIB)
-)  # fmt: skip
-
-PROOF = Effort(probe_sizes=(1 * MIB, 64 * MIB), directions=())
 
 
 def measure(
@@ -115,12 +79,39 @@ def routes_of(topology: Topology, source: int, target: int) -> tuple[RouteKind, 
     return ("P2P", "HOST") if kind == "P2P" else (kind,)
 
 
+@dataclass(kw_only=True)
+class _Curve:
+    """One route of one pair in one or both directions, of which copies of growing size are timed."""
+
+    route: RouteKind
+    pair: Pair
+    direction: Direction
+    last_s: float = 0.0
+
+    @property
+    def ways(self) -> tuple[Pair, ...]:
+        """The ordered pairs that are busy at once."""
+        return (self.pair,) if self.direction == "one way" else (self.pair, self.pair[::-1])
+
+    def sample(self, nbytes: int) -> Sample:
+        """The last copy."""
+        source, target = self.pair
+        return Sample(
+            route=self.route,
+            source=source,
+            target=target,
+            direction=self.direction,
+            nbytes=nbytes,
+            seconds=self.last_s,
+        )
+
+
 class _Bench:
     """Two buffers on every card, and what was found so far."""
 
     def __init__(self, topology: Topology, copier: Copier, effort: Effort, sent_nbytes: SentNbytes) -> None:
         self._topology, self._copier, self._sent_nbytes = topology, copier, sent_nbytes
-        self._effort = _limited(effort, _room(topology))
+        self._effort = limited(effort, _room(topology))
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._largest = max(*self._effort.sizes, *self._effort.probe_sizes, *self._effort.host_probe_sizes)
         self._patterns = Patterns(self._largest)
@@ -168,59 +159,50 @@ class _Bench:
         """Only peer copies are to be seen on NVLinks."""
         return self._sent_nbytes if kind == "P2P" else lambda card: None
 
-    def _curves(self, pairs: list[Pair]) -> Iterator[tuple[Direction, RouteKind, Pair]]:
+    def _curves(self, pairs: list[Pair]) -> Iterator[_Curve]:
         """What is timed: in one direction every pair, in both at once those whose way back is wanted too."""
         for direction in self._effort.directions:
             for source, target in pairs:
                 if direction == "one way" or (source < target and (target, source) in pairs):
                     for kind in routes_of(self._topology, source, target):
-                        yield direction, kind, (source, target)
+                        yield _Curve(route=kind, pair=(source, target), direction=direction)
 
-    def _time(self, curves: list[tuple[Direction, RouteKind, Pair]]) -> None:
+    def _time(self, curves: list[_Curve]) -> None:
+        """Size by size over all curves, so that all have the same sizes, and no moment of noise falls on one alone."""
         end = time.monotonic() + self._effort.seconds
-        for position, (direction, kind, pair) in enumerate(curves):
-            back = (pair[1], pair[0])
-            ways = [pair] if direction == "one way" else [pair, back]
-            if self._hung & set(pair) or (kind == "P2P" and not all(map(self._proven, ways))):
-                continue
-            share_s = (end - time.monotonic()) / (len(curves) - position)
-            legs = [self._leg(kind, way) for way in ways]
-            try:
-                for nbytes, seconds in self._walk(legs, share_s):
-                    self._samples.append(
-                        Sample(
-                            route=kind,
-                            source=pair[0],
-                            target=pair[1],
-                            direction=direction,
-                            nbytes=nbytes,
-                            seconds=seconds,
-                        )
-                    )
-            except RuntimeError as error:
-                self._hung |= set(pair) if isinstance(error, HungError) else set()
-                self._fail(kind, pair, self._effort.sizes[-1], str(error).partition("\n")[0])
-            # Torch keeps pinned memory once it has some, so every pair uses that of the pair before.
-            bounce.release()
+        running = [curve for curve in curves if self._may_run(curve)]
+        sizes = self._effort.sizes
+        for position, nbytes in enumerate(sizes):
+            growth = nbytes / sizes[position - 1] if position else 0.0
+            round_s = growth * sum(curve.last_s for curve in running)
+            rounds = (end - time.monotonic()) / round_s if round_s else float("inf")
+            if position >= _FEWEST_POINTS and rounds < 2:
+                break
+            repeats = min(self._effort.repeats, max(1, int(min(rounds, 1e6)) - 1))
+            running = [curve for curve in running if self._may_run(curve) and self._has_run(curve, nbytes, repeats)]
+
+    def _may_run(self, curve: _Curve) -> bool:
+        return not self._hung & set(curve.pair) and (curve.route != "P2P" or all(map(self._proven, curve.ways)))
+
+    def _has_run(self, curve: _Curve, nbytes: int, repeats: int) -> bool:
+        """Time copies of one size; whether the route may go on."""
+        legs = [self._leg(curve.route, way) for way in curve.ways]
+        try:
+            time_copies(legs, nbytes)  # the first makes buffers and wakes links: not counted
+            for _ in range(repeats):
+                curve.last_s = time_copies(legs, nbytes)
+                self._samples.append(curve.sample(nbytes))
+        except RuntimeError as error:
+            self._hung |= set(curve.pair) if isinstance(error, HungError) else set()
+            self._fail(curve.route, curve.pair, nbytes, str(error).partition("\n")[0])
+            return False
+        finally:
+            bounce.release()  # torch keeps pinned memory once it has some: every pair uses that of the pair before
+        return True
 
     def _proven(self, pair: Pair) -> bool:
         proofs = [proof for proof in self._proofs if (proof.route, proof.source, proof.target) == ("P2P", *pair)]
         return bool(proofs) and all(proof.good for proof in proofs)
-
-    def _walk(self, legs: list[Leg], share_s: float) -> Iterator[tuple[int, float]]:
-        """(bytes, seconds) of copy after copy, from the smallest size up, while there is time."""
-        end = time.monotonic() + share_s
-        sizes = self._effort.sizes
-        for position, nbytes in enumerate(sizes):
-            seconds = time_copies(legs, nbytes)  # the first of a size makes buffers and wakes links: not counted
-            for repeat in range(self._effort.repeats):
-                if repeat and time.monotonic() > end:
-                    break
-                seconds = time_copies(legs, nbytes)
-                yield nbytes, seconds
-            growth = sizes[min(position + 1, len(sizes) - 1)] / nbytes
-            if position + 1 >= _FEWEST_POINTS and time.monotonic() + 2 * growth * seconds > end:
-                return
 
     def _result(self, peers: list[Pair]) -> Measurement:
         figures = summarize(self._samples)
@@ -264,22 +246,4 @@ def _room(topology: Topology) -> int:
     """Bytes that a buffer may have on the fullest card."""
     devices = dict.fromkeys(torch.device(card.device) for card in topology.cards)
     free = [torch.get_device_module(device).mem_get_info(device)[0] for device in devices]
-    return min(free) // _SHARE_OF_FREE_MEMORY
-
-
-def _limited(effort: Effort, room: int) -> Effort:
-    """What fits into buffers of `room` bytes.
-
-    Raises:
-        ConfigurationError: if the smallest copy does not.
-    """
-    sizes, probes, host_probes = (
-        tuple(x for x in sizes if x <= room) for sizes in (effort.sizes, effort.probe_sizes, effort.host_probe_sizes)
-    )
-    if not sizes:
-        raise ConfigurationError(
-            f"the fullest card has {format_nbytes(room * _SHARE_OF_FREE_MEMORY)} free; copies of "
-            f"{format_nbytes(effort.sizes[0])} need {_SHARE_OF_FREE_MEMORY} times their size"
-        )
-    largest = sizes[-1:]
-    return replace(effort, sizes=sizes, probe_sizes=probes or largest, host_probe_sizes=host_probes or largest)
+    return min(free) // SHARE_OF_FREE_MEMORY

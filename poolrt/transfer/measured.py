@@ -14,7 +14,8 @@ from poolrt.keeping import cache_directory
 from poolrt.topology.identity import Identity, identify
 from poolrt.topology.topology import Topology
 from poolrt.transfer.cache import MeasurementFile
-from poolrt.transfer.measure import QUICK, Effort, Pair, measure
+from poolrt.transfer.effort import QUICK, Effort
+from poolrt.transfer.measure import Pair, measure
 from poolrt.transfer.measurement import Measurement
 from poolrt.transfer.probe import SentNbytes
 

@@ -12,7 +12,8 @@ from poolrt.topology.route import route
 from poolrt.topology.topology import Topology
 from poolrt.transfer import routes
 from poolrt.transfer.corrected import corrected
-from poolrt.transfer.measure import QUICK, Effort, all_pairs
+from poolrt.transfer.effort import QUICK, Effort
+from poolrt.transfer.measure import all_pairs
 from poolrt.transfer.measured import announce, measured, recalled
 from poolrt.transfer.measurement import Measurement
 from poolrt.transfer.routes import PairChoice

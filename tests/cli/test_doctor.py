@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from poolrt.topology.facts import HostFacts, Machine
-from poolrt.transfer.measure import Effort
+from poolrt.transfer.effort import Effort
 from poolrt.transfer.measurement import Measurement
 from poolrt.transfer.verdict import Proof
 

@@ -14,8 +14,9 @@ from poolrt.topology.identity import identify
 from poolrt.topology.sources.nvml_counters import nvlink_counters
 from poolrt.transfer import bounce
 from poolrt.transfer.copy import copy_over
+from poolrt.transfer.effort import QUICK
 from poolrt.transfer.leg import HungError, make_leg, wait_within
-from poolrt.transfer.measure import QUICK, measure
+from poolrt.transfer.measure import measure
 from poolrt.transfer.measured import measured, recalled
 from poolrt.transfer.pattern import Patterns
 from poolrt.transfer.probe import prove, prove_host

@@ -1,7 +1,6 @@
 import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -65,22 +64,21 @@ def test_a_folder_that_cannot_be_written_to_does_no_harm(tmp_path):
     assert file.read() == Kept()
 
 
-TRIES = """
-import sys
-from pathlib import Path
-from poolrt.topology.identity import Identity
-from poolrt.transfer.cache import MeasurementFile
-identity = Identity(cards=("GPU-aa", "GPU-bb"), driver="550.54.14", boot="1111-2222")
-file = MeasurementFile(Path(sys.argv[1]), identity)
-file.trying((int(sys.argv[2]), int(sys.argv[3])), file.read().deadly)
-import os; os._exit(9)
-"""
+@pytest.fixture
+def dead_process():
+    """The number of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
 
 
-def test_a_route_that_killed_the_process_which_tried_it_is_remembered(file, tmp_path):
-    for source, target in ((0, 1), (1, 0)):
-        done = subprocess.run([sys.executable, "-c", TRIES, str(tmp_path), str(source), str(target)], check=False)
-        assert done.returncode == 9
+def test_routes_that_killed_the_processes_which_tried_them_are_remembered(file, dead_process, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: dead_process)
+        file.trying((0, 1), file.read().deadly)
+    assert file.read() == Kept(deadly=((0, 1),))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: dead_process)
+        file.trying((1, 0), ((0, 1),))
     assert file.read() == Kept(deadly=((0, 1), (1, 0)))
     file.keep(FOUND)
     assert file.read() == Kept(measurement=FOUND)

@@ -12,8 +12,9 @@ from poolrt.topology.build import logical_topology, virtual_topology
 from poolrt.topology.topology import Topology
 from poolrt.transfer import bounce
 from poolrt.transfer.copy import copy_over
+from poolrt.transfer.effort import QUICK, Effort
 from poolrt.transfer.leg import HungError, limit_s, wait_within
-from poolrt.transfer.measure import QUICK, Effort, all_pairs, measure, routes_of
+from poolrt.transfer.measure import all_pairs, measure, routes_of
 from poolrt.transfer.verdict import ALWAYS_HOST
 from poolrt.units import KIB, MIB
 

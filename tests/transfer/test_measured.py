@@ -9,7 +9,7 @@ import poolrt
 from poolrt.errors import DriverError
 from poolrt.topology.identity import Identity
 from poolrt.transfer import measured as room
-from poolrt.transfer.measure import Effort
+from poolrt.transfer.effort import Effort
 from poolrt.transfer.measurement import Measurement
 from poolrt.transfer.verdict import PairVerdict, Proof
 
