@@ -20,8 +20,9 @@ CARDS = Identity(cards=("GPU-aa", "GPU-bb"), driver="550.54.14", boot="1111")
 @pytest.fixture
 def pair(monkeypatch, tmp_path):
     """Two virtual cards, and an empty cache folder."""
+    cards = virtual_pair()  # first: the backend lies in the usual cache
     monkeypatch.setenv("POOLRT_CACHE_DIR", str(tmp_path))
-    return virtual_pair()
+    return cards
 
 
 def virtual_pair():
