@@ -87,7 +87,8 @@ def copy_run(
 ) -> None:
     """The groups of 16 bytes thread, thread + threads, ... of a run; the last one may be shorter."""
     for begin in range(thread * GROUP_NBYTES, nbytes, threads * GROUP_NBYTES):
-        for byte in range(begin, min(begin + GROUP_NBYTES, nbytes)):
+        end = begin + GROUP_NBYTES
+        for byte in range(begin, end if end < nbytes else nbytes):
             target[target_offset + byte] = source[source_offset + byte]
 
 
@@ -109,7 +110,8 @@ def copy_many(target: Any, source: Any, table: Any, runs: int, chunks: int) -> N
             else:
                 beyond = middle
         begin = (chunk - table[3 * runs + run]) * CHUNK_NBYTES
-        nbytes = min(table[2 * runs + run] - begin, CHUNK_NBYTES)
+        left = table[2 * runs + run] - begin
+        nbytes = left if left < CHUNK_NBYTES else CHUNK_NBYTES
         to, at = table[run] + begin, table[runs + run] + begin
         copy_run(target, to, source, at, nbytes, cuda.threadIdx.x, cuda.blockDim.x)
 
