@@ -82,7 +82,10 @@ def check_holders(parameter: nn.Parameter) -> None:
 
 
 def _take_place(parameter: nn.Parameter, made: nn.Parameter, gradient: Tensor | None) -> None:
-    """`parameter` becomes what `made` is. See torch.utils.swap_tensors; what it leaves behind is brought along."""
+    """`parameter` becomes what `made` is, by torch.utils.swap_tensors; what that leaves behind is brought along.
+
+    A backward through a graph of before is refused from then on (https://github.com/pytorch/pytorch/pull/127313).
+    """
     before = parameter.grad
     hooks = (parameter._backward_hooks, parameter._post_accumulate_grad_hooks, made._backward_hooks)
     vars(made).update(users_attributes(parameter))

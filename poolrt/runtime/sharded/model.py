@@ -57,18 +57,25 @@ def unshard_parameters(model: nn.Module) -> None:
 
     Raises:
         ModelError: if a graph holds one of them.
-        torch.OutOfMemoryError: if there is no room for them where they were.
+        torch.OutOfMemoryError: if there is no room for them where they were; they are split as before then.
     """
     sharded = [parameter for parameter in model.parameters() if isinstance(parameter, ShardedParameter)]
     for parameter in sharded:
         check_holders(parameter)
-    for module in _modules_with_pieces(model):
+    modules, done = list(_modules_with_pieces(model)), []
+    try:
+        for parameter in sharded:
+            sharding = parameter.sharding
+            gather_state([parameter])
+            done.append((unshard_parameter(parameter), sharding))
+    except BaseException:
+        for whole, sharding in reversed(done):
+            shard_parameter(whole, sharding.split, sharding.devices)
+        raise
+    for module in modules:
         handle = _handles.pop(module, None)
         if handle is not None:
             handle.remove()
-    for parameter in sharded:
-        gather_state([parameter])
-        unshard_parameter(parameter)
 
 
 def _parameters_to_split(model: nn.Module, splits: Mapping[str, Split]) -> dict[str, tuple[nn.Parameter, Split]]:

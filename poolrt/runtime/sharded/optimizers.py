@@ -79,7 +79,8 @@ def _cut(state: dict[str, Any], parameter: ShardedParameter, dtype: torch.dtype 
 def _cutting(load: Any) -> Any:
     """`Optimizer.load_state_dict`, which would put whole tensors on the first card.
 
-    torch has hooks for the loading of one optimizer, and for the steps of all, but none for the loading of all.
+    torch has hooks for the loading of one optimizer (https://github.com/pytorch/pytorch/pull/105953) and for the steps
+    of all, but none for the loading of all.
     """
 
     @functools.wraps(load)

@@ -58,12 +58,12 @@ class Sharded(torch.Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         """As for any tensor on a card: the host's copy if `force`, and else an error that says how to get one."""
         if force:
-            return self.detach().cpu().resolve_conj().numpy()
+            return self.whole("cpu").resolve_conj().numpy()
         raise TypeError(f"{_describe(self)} lies on cards; use .cpu().numpy(), or numpy(force=True), for a copy of it")
 
     def tolist(self) -> Any:
         """The values as nested lists."""
-        return self.detach().cpu().tolist()
+        return self.whole("cpu").tolist()
 
     def data_ptr(self) -> int:
         """There is no one address.
@@ -101,7 +101,7 @@ class Sharded(torch.Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         where = ", ".join(map(str, self.sharding.devices))
-        values = str(self.detach().cpu()).removesuffix(")")
+        values = str(self.whole("cpu")).removesuffix(")")
         return f"{values}, pieces=({where}))"
 
 
@@ -271,6 +271,14 @@ def host_copy(tensor: Sharded) -> Tensor:
     whole = tensor.whole("cpu")
     setattr(tensor.pieces[0], _SAVED, (versions, weakref.ref(whole.untyped_storage())))
     return whole
+
+
+def nbytes_by_device(tensor: Tensor) -> dict[torch.device, int]:
+    """How many bytes of `tensor`, sharded or not, lie on each device."""
+    total: dict[torch.device, int] = {}
+    for piece in tensor.pieces if isinstance(tensor, ShardedTensor) else (tensor,):
+        total[piece.device] = total.get(piece.device, 0) + piece.nbytes
+    return total
 
 
 def copy_pieces(tensor: ShardedTensor, memo: dict[int, Any]) -> list[Tensor]:

@@ -133,6 +133,31 @@ def test_a_card_without_room_leaves_all_as_it_was(devices: Devices) -> None:
         assert torch.equal(parameter, value)
 
 
+def test_without_room_for_the_whole_it_stays_split(devices: Devices) -> None:
+    model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False, device=devices[0]) for _ in range(3)))  # 4 MiB each
+    values = [parameter.detach().cpu() for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    split = Split.from_shares(1024, [1, 1])
+    shard_parameters(model, {name: split for name, _ in model.named_parameters()}, devices[:2])
+    before = used(devices)
+    torch.vcard.set_capacity(0, before[0] + 7 * MIB)
+    try:
+        with pytest.raises(torch.OutOfMemoryError, match="vcard:0"):
+            unshard_parameters(model)
+    finally:
+        torch.vcard.set_capacity(0, 64 * MIB)
+    assert used(devices) == before
+    for parameter, value in zip(model.parameters(), values, strict=True):
+        assert isinstance(parameter, ShardedParameter)
+        assert parameter.origin == devices[0]
+        parameter.grad = torch.ones_like(parameter)
+        assert torch.equal(parameter.cpu(), value)
+    optimizer.step()
+    unshard_parameters(model)
+    assert torch.equal(model[0].weight.cpu(), values[0] - 1)
+    assert optimizer.state[model[0].weight]["momentum_buffer"].device == devices[0]
+
+
 # ---- what is refused
 
 

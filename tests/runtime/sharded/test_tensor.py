@@ -13,7 +13,7 @@ from torch import Tensor
 from poolrt.errors import ModelError
 from poolrt.planning.split import Split
 from poolrt.runtime.sharded.sharding import Sharding
-from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor
+from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor, nbytes_by_device
 from poolrt.runtime.sharded.view import ShardedView
 
 Devices = tuple[torch.device, ...]
@@ -285,6 +285,13 @@ def test_a_view_is_copied_with_what_it_views(pair: Pair) -> None:
     assert whole[2].sum().item() == 0.0
     assert torch.equal(sharded.cpu(), ordinary.cpu())
     assert torch.equal(pickle.loads(pickle.dumps(sharded[2])), ordinary[2].cpu())
+
+
+def test_bytes_by_device(pair: Pair) -> None:
+    sharded, ordinary = pair(COLUMNS)
+    first, second = sharded.sharding.devices
+    assert nbytes_by_device(sharded) == {first: 6 * 8, second: 6 * 3 * 8}
+    assert nbytes_by_device(ordinary) == {first: 6 * 4 * 8}
 
 
 def test_function_transforms(pair: Pair) -> None:
