@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poolrt.errors import ConfigurationError, ModelError
@@ -131,6 +132,27 @@ def test_a_card_without_room_leaves_all_as_it_was(devices: Devices) -> None:
     for parameter, value in zip(model.parameters(), values, strict=True):
         assert type(parameter) is nn.Parameter
         assert torch.equal(parameter, value)
+
+
+def test_a_layer_larger_than_a_card_trains_on_two(devices: Devices) -> None:
+    """Weights, gradients and AdamW's two states of 24 MiB each are one and a half cards of 64."""
+    ordinary = nn.Linear(3072, 2048, bias=False)
+    model = nn.Linear(3072, 2048, bias=False)
+    model.load_state_dict(ordinary.state_dict())
+    shard_parameters(model, {"weight": Split.from_shares(2048, [1, 1])}, devices[:2])
+    x = torch.randn(4, 3072)
+    reset_peaks(devices)
+    optimizers = [torch.optim.AdamW(m.parameters(), fused=True) for m in (model, ordinary)]
+    for _ in range(2):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        outputs = [F.linear(x.to(piece.device), piece).cpu() for piece in pieces(model.weight)]
+        torch.cat(outputs, dim=1).pow(2).mean().backward()
+        ordinary(x).pow(2).mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(model.weight.cpu(), ordinary.weight)
+    assert all(48 * MIB <= peak <= 52 * MIB for peak in peaks(devices)[:2])
 
 
 def test_without_room_for_the_whole_it_stays_split(devices: Devices) -> None:
