@@ -59,8 +59,8 @@ def _carry_piece(piece: Piece, non_blocking: bool) -> None:
     except torch.AcceleratorError as error:
         if kind != "P2P":
             raise
+        copy_over("HOST", piece.source, piece.target, non_blocking)  # if this fails too, it is not the link
         routes.lose(piece.came_from, piece.goes_to, error)
-        copy_over("HOST", piece.source, piece.target, non_blocking)
 
 
 def copy_over(kind: RouteKind, source: Tensor, target: Tensor, non_blocking: bool = False) -> None:

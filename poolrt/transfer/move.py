@@ -87,9 +87,11 @@ class Arrival:
             if flight.kind != "P2P":
                 self.abandon()
                 raise
+            self._repeat(flight.source)  # if this fails too, it is not the link
             routes.lose(source, self.tensor.device, error)
-        if flight.kind == "P2P" and routes.is_lost(source, self.tensor.device):
-            self._repeat(flight.source)
+        else:
+            if flight.kind == "P2P" and routes.is_lost(source, self.tensor.device):
+                self._repeat(flight.source)
         self.tensor.record_stream(stream)
         self._flight = None
         return self.tensor
@@ -165,12 +167,11 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     if (kind != "HOST" or "cpu" in (tensor.device.type, device.type)) and not _C.pools_in_use():
         try:
             return tensor.to(device)
-        except torch.AcceleratorError as error:
+        except torch.AcceleratorError:
             if kind != "P2P":
                 raise
-            current().lose(tensor.device, device, error)
     target = torch.empty_like(tensor, device=device, requires_grad=False)
-    carry(tensor.detach(), target)
+    carry(tensor.detach(), target)  # knows what to do about a link that fails
     return target
 
 

@@ -76,6 +76,13 @@ def copies_of_a_run(slow_links: bool) -> tuple[dict[str, Tensor], dict[Link, int
     return parameters, {link: carried(*link)[0] - before[link] for link in links}
 
 
+def test_links_that_take_their_time_change_no_bit() -> None:
+    immediate, copies = copies_of_a_run(slow_links=False)
+    slow, copies_then = copies_of_a_run(slow_links=True)
+    assert copies_then == copies
+    assert all(torch.equal(slow[name], value) for name, value in immediate.items())
+
+
 @pytest.mark.parametrize("slow_links", [False, True], ids=["copies are immediate", "copies are on their way"])
 @pytest.mark.parametrize("link", [(0, 1), (1, 0)], ids=["in forward", "in backward"])
 @pytest.mark.parametrize("share", [0.0, 0.6])
