@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -32,7 +32,7 @@ from poolrt.runtime.sever import alias
 from poolrt.runtime.trees import flatten
 from poolrt.runtime.turnstile import Admission, Ticket, Turnstile
 from poolrt.transfer.move import Arrival, moved, start
-from poolrt.transfer.streams import current_stream, mark, runs_beside
+from poolrt.transfer.streams import current_stream, mark, runs_beside, side_stream
 
 
 class Walker(Protocol):
@@ -180,6 +180,7 @@ class Lane:
             self.go(card)
             self.lend(gradients)
             return moved_back
+        canonical = current_stream(next(iter(given)))
         self.leave()  # the card is free while the gradients are on their way
         flights = [
             None if gradient is None else start(gradient, device, given.get(gradient.device))
@@ -187,7 +188,10 @@ class Lane:
         ]
         with _abandoned_on_error(flight for flight in flights if flight is not None):
             self.go(card)
-            return [None if flight is None else self._counted(flight.wait(), flight.crossed) for flight in flights]
+            arrived = [None if flight is None else self._counted(flight.wait(), flight.crossed) for flight in flights]
+        for device in {gradient.device for gradient in arrived if gradient is not None}:
+            mark(device).wait(canonical)  # where the engine looks for what a node returns
+        return arrived
 
     def lend(self, tensors: Sequence[Tensor | None]) -> None:
         """The card held reads these tensors; a logical card does so in a stream that is not theirs."""
@@ -232,8 +236,20 @@ class Lane:
             return {}
         sources = [self.crossings.latest(tensors[i]) for i in fresh]
         copies = [self.crossings.fetch(tensors[i], device, flights) for i in fresh]
-        passed = Hop.apply(self, came_from, copies, *sources)
+        with self._stream_of_hop(came_from, device):
+            passed = Hop.apply(self, came_from, copies, *sources)
         return dict(zip(fresh, passed, strict=True))
+
+    def _stream_of_hop(self, came_from: int, device: torch.device) -> AbstractContextManager[Any]:
+        """The stream that autograd takes for the node's own.
+
+        Whoever reads what a node returns waits for all of that stream, in backward too. It must hold nothing else: in
+        the card's stream there is other lanes' work by then. (pytorch: autograd/input_buffer.cpp, "Stream sync contract
+        when dealing with multi-deviced-ness")
+        """
+        if not runs_beside(self._devices[came_from], device):
+            return nullcontext()
+        return side_stream(device, f"hop, micro-batch {self.index}")
 
 
 class _abandoned_on_error:  # noqa: N801 (a block of code; a generator would take longer than a hand-over)
