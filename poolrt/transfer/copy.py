@@ -13,6 +13,7 @@ from torch import Tensor
 
 from poolrt.errors import ConfigurationError
 from poolrt.topology.route import RouteKind
+from poolrt.transfer import by_kernel
 from poolrt.transfer.bounce import ring_between
 from poolrt.transfer.extents import Piece, pieces
 from poolrt.transfer.form import as_bytes, check_pair, is_same_memory, literal_target
@@ -66,8 +67,9 @@ def _carry_piece(piece: Piece, non_blocking: bool) -> None:
 def copy_over(kind: RouteKind, source: Tensor, target: Tensor, non_blocking: bool = False) -> None:
     """Write `source` into `target` by the route `kind`, in order with this thread's streams of both devices.
 
-    LOCAL and P2P are torch's own copy. HOST between two cards takes the bounce ring, and may be asked for within one
-    device as well, so that it can be tested on one GPU; to or from the host it is the one copy that it takes.
+    LOCAL and P2P are torch's own copy, or a kernel where that is better. HOST between two cards takes the bounce ring,
+    and may be asked for within one device as well, so that it can be tested on one GPU; to or from the host it is the
+    one copy that it takes.
 
     Args:
         kind: the route.
@@ -83,7 +85,8 @@ def copy_over(kind: RouteKind, source: Tensor, target: Tensor, non_blocking: boo
     source, target = literal_target(source, target)
     if kind != "HOST" or source.device.type == "cpu" or target.device.type == "cpu":
         between_cards = source.device.type != "cpu" and target.device.type != "cpu"
-        target.copy_(source, non_blocking=non_blocking or between_cards)
+        if not (between_cards and by_kernel.copied(source, target)):
+            target.copy_(source, non_blocking=non_blocking or between_cards)
         return
     if is_immediate(source.device, target.device):
         target.copy_(source.cpu())

@@ -139,7 +139,7 @@ def _start_over_link(source: Tensor, device: torch.device, given: torch.Event) -
         target = torch.empty_like(source, device=device)
         with working_in(out):
             for piece in pieces(source, target):
-                piece.target.copy_(piece.source, non_blocking=True)
+                copy_over("P2P", piece.source, piece.target)
     source.record_stream(out)
     return Arrival(target, Flight(source, "P2P", record(out), (out, into)))
 

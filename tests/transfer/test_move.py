@@ -189,6 +189,15 @@ def test_many_small_copies_travel_in_one(devices: Devices) -> None:
         assert torch.equal(source.cpu(), target.cpu())
 
 
+def test_many_copies_within_a_card(devices: Devices) -> None:
+    sources = [torch.randn(size, device=devices[0]) for size in range(50)]
+    targets = [torch.zeros_like(source) for source in sources]
+    before = carried(0, 1), carried(0, None)
+    copy_many(zip(sources, targets, strict=True))
+    assert (carried(0, 1), carried(0, None)) == before
+    assert all(torch.equal(source, target) for source, target in zip(sources, targets, strict=True))
+
+
 def test_many_copies_keep_gradients(devices: Devices) -> None:
     sources = [torch.ones(2, device=devices[0], requires_grad=True) for _ in range(3)]
     targets = [torch.zeros(2, device=devices[1]) for _ in range(3)]
