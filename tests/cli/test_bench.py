@@ -16,7 +16,7 @@ def test_every_pair_and_route_has_a_row_and_every_peer_a_sentence(run):
     assert (code, err) == (0, "")
     for words in ("0 -> 1", "1 -> 0", "LOCAL", "P2P", "HOST", "4 KiB to 256 KiB", "GB/s each, both ways"):
         assert words in out
-    assert "usable  card 0 to card 1: " in out
+    assert "  card 0 to card 1: peer copies of up to " in out
     assert "virtual cards" in out
 
 
@@ -27,7 +27,7 @@ def test_the_json_form_keeps_the_contract(run):
     assert [card["kind"] for card in body["cards"]] == ["virtual", "virtual"]
     assert body["seconds"] > 0
     found = Measurement.from_dict(body)
-    assert found.verdict(0, 1).usable
+    assert found.verdict(0, 1).finding in ("usable", "slower")  # by what else the machine does meanwhile
     assert [point.nbytes for point in found.of_route("HOST", 1, 0, "one way").points] == [4096, 262144]
 
 

@@ -50,7 +50,7 @@ def test_gpus_are_measured_once(pair, runs):
     first = room.measured(pair, effort=SMALL)
     assert room.measured(pair, effort=SMALL) == first == room.recalled(pair)
     assert len(runs) == 1
-    assert first.verdict(0, 1).usable
+    assert first.verdict(0, 1).finding in ("usable", "slower")  # by what else the machine does meanwhile
 
 
 @pytest.mark.usefixtures("passed_off_as_gpus")
