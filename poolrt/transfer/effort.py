@@ -48,18 +48,19 @@ PROOF = Effort(probe_sizes=(1 * MIB, 64 * MIB), directions=())
 
 
 def limited(effort: Effort, room: int) -> Effort:
-    """What fits into buffers of `room` bytes.
+    """What fits into buffers of `room` bytes. A probe that does not fit is cut to what does, and never left out.
 
     Raises:
-        ConfigurationError: if the smallest copy does not.
+        ConfigurationError: if the smallest copy does not fit.
     """
-    sizes, probes, host_probes = (
-        tuple(x for x in sizes if x <= room) for sizes in (effort.sizes, effort.probe_sizes, effort.host_probe_sizes)
-    )
+    sizes = tuple(nbytes for nbytes in effort.sizes if nbytes <= room)
     if not sizes:
         raise ConfigurationError(
             f"the fullest card has {format_nbytes(room * SHARE_OF_FREE_MEMORY)} free; copies of "
             f"{format_nbytes(effort.sizes[0])} need {SHARE_OF_FREE_MEMORY} times their size"
         )
-    largest = sizes[-1:]
-    return replace(effort, sizes=sizes, probe_sizes=probes or largest, host_probe_sizes=host_probes or largest)
+    whole = room // WORD_NBYTES * WORD_NBYTES
+    probes, host_probes = (
+        tuple(sorted({min(nbytes, whole) for nbytes in cut})) for cut in (effort.probe_sizes, effort.host_probe_sizes)
+    )
+    return replace(effort, sizes=sizes, probe_sizes=probes, host_probe_sizes=host_probes)

@@ -193,7 +193,7 @@ def test_a_pair_whose_way_back_lies_is_not_timed_both_ways(pair):
 def test_small_cards_are_measured_with_small_copies():
     topology = poolrt.virtual(2, "2MiB", link="nvlink3x4")
     found = measure(topology, effort=SMALL)
-    assert max(proof.nbytes for proof in found.proofs) == 64 * KIB
+    assert max(proof.nbytes for proof in found.proofs) == 256 * KIB  # where 1 MiB was wanted
     torch.vcard.set_capacity(1, 4 * KIB)
     with pytest.raises(ConfigurationError, match="4 KiB free"):
         measure(topology, effort=SMALL)
