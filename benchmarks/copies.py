@@ -9,6 +9,10 @@ long as a chunk takes on the slower of both links:
 
     ideal of the HOST route = min(down, up) * n / (n + 1)
 
+Behind work: two cards, one sleeping layer each, a link on which a copy takes as long as a layer. Copies that go on
+while the cards work make it a third stage of the pipeline, m + 2 slots for m micro-batches; copies that the cards wait
+for take 2 m + 1.
+
 One GPU: HOST against the slower of pinned copies to and from the host, LOCAL against torch's own copy.
 """
 
@@ -26,6 +30,7 @@ import torch
 from measuring import Times, interleaved, median_ratio, write_json
 from rich.console import Console
 from rich.table import Table
+from sleeping import BACKWARD_S_PER_ROW, FORWARD_S_PER_ROW, WIDTH, sleeping_model
 from torch import Tensor
 
 import poolrt
@@ -59,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         set_link(0, 1, bytes_per_s=LINK_BYTES_PER_S, latency_s=LINK_LATENCY_S)
         results["many_small"] = measure_many(devices, options.rounds)
         clear_links()
+        results["behind_work"] = measure_behind_work(options.rounds)
     release()
     for table in _tables(results):
         Console().print(table)
@@ -146,6 +152,26 @@ def measure_many(devices: Sequence[str | torch.device], rounds: int) -> dict[str
     }
 
 
+def measure_behind_work(rounds: int, micro_batches: int = 8, rows: int = 4) -> dict[str, Any]:
+    """Forward and backward of two sleeping layers over a link that is as slow as they are."""
+    topology = poolrt.virtual(cards=2, memory="64MiB")
+    sample = torch.randn(rows * micro_batches, WIDTH)
+    model = poolrt.shard(sleeping_model(2), topology=topology, sample=sample, micro_batches=micro_batches)
+    set_link(0, 1, bytes_per_s=1e12, latency_s=rows * FORWARD_S_PER_ROW)
+    set_link(1, 0, bytes_per_s=1e12, latency_s=rows * BACKWARD_S_PER_ROW)
+    seconds = interleaved({"step": lambda: model(sample).sum().backward()}, rounds)["step"]
+    clear_links()
+    slot_s = rows * (FORWARD_S_PER_ROW + BACKWARD_S_PER_ROW)
+    ideal_s = (micro_batches + 2) * slot_s
+    return {
+        "micro_batches": micro_batches,
+        "ideal_s": ideal_s,
+        "waited_for_s": (2 * micro_batches + 1) * slot_s,
+        "share_of_ideal": ideal_s / statistics.median(seconds),
+        "seconds": seconds,
+    }
+
+
 def _tensors(nbytes: int, devices: Sequence[torch.device]) -> tuple[Tensor, Tensor]:
     source = torch.randint(0, 256, (nbytes,), dtype=torch.uint8, device="cpu").to(devices[0])
     return source, torch.zeros(nbytes, dtype=torch.uint8, device=devices[1])
@@ -196,6 +222,8 @@ def _tables(results: dict[str, Any]) -> list[Table]:
         many.add_row(name, f"{statistics.median(seconds):.5f}")
     many.add_row("times faster together", f"{small['times_faster']:.1f}")
     tables = [host, many]
+    if "behind_work" in results:
+        tables.append(_behind_work(results["behind_work"]))
     if "local" in results:
         local = Table("size", "GB/s", "share of torch's copy", title="LOCAL route, contiguous")
         for row in results["local"]:
@@ -203,6 +231,15 @@ def _tables(results: dict[str, Any]) -> list[Table]:
             local.add_row(format_nbytes(row["nbytes"]), *figures)
         tables.insert(1, local)
     return tables
+
+
+def _behind_work(found: dict[str, Any]) -> Table:
+    table = Table("step", "s", title=f"Copies behind work, {found['micro_batches']} micro-batches")
+    table.add_row("measured", f"{statistics.median(found['seconds']):.4f}")
+    table.add_row("ideal", f"{found['ideal_s']:.4f}")
+    table.add_row("if the cards waited for the copies", f"{found['waited_for_s']:.4f}")
+    table.add_row("share of the ideal", f"{found['share_of_ideal']:.3f}")
+    return table
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -100,6 +100,8 @@ def test_copies_over_links_stand_beside_their_ideal(monkeypatch: pytest.MonkeyPa
     for row in body["host_route"]:
         assert row["measured_bytes_per_s"] < min(row["down_bytes_per_s"], row["up_bytes_per_s"])
         assert row["share_of_ideal"] == pytest.approx(row["measured_bytes_per_s"] / row["ideal_bytes_per_s"])
+    behind = body["behind_work"]
+    assert behind["share_of_ideal"] == pytest.approx(behind["ideal_s"] / behind["seconds"][0])
     small = body["many_small"]
     one_each, together = (small["seconds"][name][0] for name in ("one each", "together"))
     assert small["times_faster"] == pytest.approx(one_each / together)
