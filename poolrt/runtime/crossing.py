@@ -50,21 +50,24 @@ class Crossings:
         return copies if source is not None and source() is tensor else {}
 
     def send(
-        self, tensors: Sequence[Tensor], device: torch.device, given: Mapping[torch.device, torch.Event]
-    ) -> Flights:
+        self,
+        tensors: Sequence[Tensor],
+        device: torch.device,
+        given: Mapping[torch.device, torch.Event],
+        flights: Flights,
+    ) -> None:
         """Start to copy what has to cross to `device`, as far as links take time; nobody need hold that card.
 
         Args:
             tensors: what will be read there.
             device: where to.
             given: by device, when the tensors of the card that was just left are there.
+            flights: where to note what has been started.
         """
-        flights: Flights = {}
         for tensor in tensors:
             source = self.latest(tensor)
             if id(tensor) not in flights and runs_beside(source.device, device) and self.find(tensor, device) is None:
                 flights[id(tensor)] = start(source, device, given.get(source.device))
-        return flights
 
     def fetch(self, tensor: Tensor, device: torch.device, flights: Flights) -> Tensor:
         """The values of `tensor` on `device`, without history: what has arrived, or a copy made now."""

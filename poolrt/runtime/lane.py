@@ -155,8 +155,9 @@ class Lane:
         tensors = [self.crossings.current(tensor) for tensor in tree.tensors]
         if not given:
             return tree.rebuild(self._land(card, tensors, came_from, {}))
-        flights = self.crossings.send(tensors, device, given)
+        flights: Flights = {}
         with _abandoned_on_error(flights.values()):
+            self.crossings.send(tensors, device, given, flights)
             return tree.rebuild(self._land(card, tensors, came_from, flights))
 
     def _land(self, card: int, tensors: list[Tensor], came_from: int | None, flights: Flights) -> list[Tensor]:
@@ -182,11 +183,10 @@ class Lane:
             return moved_back
         canonical = current_stream(next(iter(given)))
         self.leave()  # the card is free while the gradients are on their way
-        flights = [
-            None if gradient is None else start(gradient, device, given.get(gradient.device))
-            for gradient, device in zip(gradients, devices, strict=True)
-        ]
-        with _abandoned_on_error(flight for flight in flights if flight is not None):
+        flights: list[Arrival | None] = []
+        with _abandoned_on_error(flights):
+            for gradient, device in zip(gradients, devices, strict=True):
+                flights.append(None if gradient is None else start(gradient, device, given.get(gradient.device)))
             self.go(card)
             arrived = [None if flight is None else self._counted(flight.wait(), flight.crossed) for flight in flights]
         for device in {gradient.device for gradient in arrived if gradient is not None}:
@@ -255,7 +255,7 @@ class Lane:
 class _abandoned_on_error:  # noqa: N801 (a block of code; a generator would take longer than a hand-over)
     """What is on its way when another lane fails, or a copy does, is not left to fail behind everybody's back."""
 
-    def __init__(self, flights: Iterable[Arrival]) -> None:
+    def __init__(self, flights: Iterable[Arrival | None]) -> None:
         self._flights = flights
 
     def __enter__(self) -> None:
@@ -264,7 +264,8 @@ class _abandoned_on_error:  # noqa: N801 (a block of code; a generator would tak
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is not None:
             for flight in self._flights:
-                flight.abandon()
+                if flight is not None:
+                    flight.abandon()
 
 
 class Hop(torch.autograd.Function):

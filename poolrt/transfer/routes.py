@@ -116,13 +116,13 @@ class Routes:
 
 
 def _may_reach(source: torch.device, target: torch.device) -> bool:
-    """What the driver claims."""
-    if source.type != target.type:
-        return False
+    """What the driver claims; of devices that are neither cards nor the host torch alone knows, and copies itself."""
     first, second = source.index or 0, target.index or 0
-    if source.type == "cuda":
+    if source.type == target.type == "cuda":
         return torch.cuda.can_device_access_peer(first, second)
-    return source.type == "vcard" and _C.host_driver().can_access_peer(first, second)
+    if source.type == target.type == "vcard":
+        return _C.host_driver().can_access_peer(first, second)
+    return not {source.type, target.type} <= {"cpu", "cuda", "vcard"}
 
 
 _current = Routes()

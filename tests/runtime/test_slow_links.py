@@ -94,3 +94,22 @@ def test_slow_links_change_no_bit(cards: int, up: float, down: float, train: boo
 def test_paced_cards_train_in_the_same_bits() -> None:
     expected, found = gradients(2, {}), gradients(2, {}, paced=True)
     assert all(torch.equal(ours, right) for ours, right in zip(found, expected, strict=True))
+
+
+def test_a_card_without_room_for_what_is_sent_to_it_leaves_nothing_under_way() -> None:
+    topology = poolrt.virtual(cards=2, memory="64MiB")
+    batch = torch.randn(ROWS, WIDTH), torch.ones(ROWS, WIDTH)
+    model = poolrt.shard(Model(), topology=topology, sample=batch, micro_batches=4)
+    expected = model(*batch).detach()
+    used = [torch.vcard.memory_allocated(card) for card in (0, 1)]
+    torch.vcard.reset_hazards()
+    for link in ((0, 1), (1, 0)):
+        set_link(*link, bytes_per_s=2e6)
+    for room in (0, 1024, 4096):
+        torch.vcard.set_capacity(1, used[1] + room)
+        with pytest.raises(poolrt.OutOfMemoryError):
+            model(*batch)
+        assert [torch.vcard.memory_allocated(card) for card in (0, 1)] == used
+    torch.vcard.set_capacity(1, 64 << 20)
+    assert torch.equal(model(*batch), expected)
+    assert torch.vcard.hazards() == []

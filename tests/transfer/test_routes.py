@@ -13,6 +13,7 @@ import poolrt
 from poolrt.errors import ConfigurationError
 from poolrt.topology.build import logical_topology, virtual_topology
 from poolrt.topology.topology import Topology
+from poolrt.transfer.move import move
 from poolrt.transfer.routes import HOST, PairChoice, Routes
 
 GIB = 1 << 30
@@ -96,3 +97,11 @@ def test_a_pair_that_no_topology_names_is_asked_of_the_driver() -> None:
     poolrt.virtual(cards=3, memory="1MiB")
     assert Routes().between(first, third, 1) == "P2P"
     assert Routes().between(first, FIRST, 1) == "HOST"
+
+
+def test_other_kinds_of_device_are_torchs_own_affair() -> None:
+    device = torch.device(poolrt.virtual(cards=1, memory="1MiB").cards[0].device)
+    on_meta = move(torch.ones(3, device=device), torch.device("meta"))
+    assert (on_meta.device.type, on_meta.shape) == ("meta", (3,))
+    with pytest.raises(NotImplementedError):
+        move(on_meta, device)
