@@ -115,7 +115,7 @@ def wheel_names(source: Path) -> list[str]:
 def test_the_wheel_ships_what_is_compiled_on_the_users_machine(source: Path, wheel_names: list[str]) -> None:
     shipped = {Path(name).name for name in wheel_names}
     at_first_use = {path.name for path in (source / "csrc").iterdir() if path.name.startswith("vcard")}
-    assert at_first_use | {"driver.hpp"} <= shipped
+    assert at_first_use | {"driver.hpp", "kernels.cu", "kernels_numbers.cuh"} <= shipped
 
 
 def test_the_wheel_holds_the_whole_package_and_nothing_else(source: Path, wheel_names: list[str]) -> None:
