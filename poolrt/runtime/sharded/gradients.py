@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from poolrt.runtime.sharded.partial import PartialGradient
 from poolrt.runtime.sharded.sharding import Sharding
 from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor
 
@@ -24,27 +25,20 @@ class IntoPieces:
         return shard_tensor(gradient, self._sharding)
 
 
-class GradientOfPieces(torch.autograd.Function):
-    """The pieces' gradients as one sharded gradient; itself differentiable, for gradients of gradients."""
+class GradientOfPiece(torch.autograd.Function):
+    """One piece's gradient as one of the whole; itself differentiable, for gradients of gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any, sharding: Sharding, strides: Sequence[int], forms: Sequence[Any], *gradients: Tensor | None
-    ) -> Tensor:
-        """The whole gradient; zeros stand for pieces without one."""
-        ctx.sharding = sharding
-        ctx.needed = [gradient is not None for gradient in gradients]
-        filled = [
-            gradient.detach() if gradient is not None else torch.zeros(shape, dtype=dtype, device=device)
-            for gradient, (shape, dtype, device) in zip(gradients, forms, strict=True)
-        ]
-        return ShardedTensor(add_replicas(filled, sharding), sharding, strides)
+    def forward(ctx: Any, sharding: Sharding, strides: Sequence[int], card: int, gradient: Tensor) -> Tensor:
+        """The whole's gradient so far."""
+        ctx.sharding, ctx.card = sharding, card
+        parts = [gradient.detach() if place == card else None for place in sharding.cards]
+        return PartialGradient(parts, sharding, strides)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        """For each piece its part."""
-        parts = shard_tensor(gradient, ctx.sharding).pieces
-        return (None, None, None, *(part if needed else None for part, needed in zip(parts, ctx.needed, strict=True)))
+        """The piece's part."""
+        return None, None, None, shard_tensor(gradient, ctx.sharding).pieces[ctx.card]
 
 
 def put_first(hooks: OrderedDict[int, Any], first: Mapping[int, Any]) -> None:
@@ -55,27 +49,14 @@ def put_first(hooks: OrderedDict[int, Any], first: Mapping[int, Any]) -> None:
     hooks.update(others)
 
 
-def add_replicas(gradients: list[Tensor], sharding: Sharding) -> list[Tensor]:
-    """Where several cards hold the same, every one of them gets the sum of their gradients, added in cards' order."""
-    if sharding.split.is_disjoint:
-        return gradients
-    summed = [gradient.clone() for gradient in gradients]
-    dim = sharding.split.dim
-    for run in sharding.shared:
-        parts = [summed[card].narrow(dim, place, run.length) for card, place in run.holders]
-        for part in parts[1:]:
-            parts[0].add_(part.to(parts[0].device))
-        for part in parts[1:]:
-            part.copy_(parts[0])
-    return summed
-
-
 def shard_tensor(tensor: Tensor, sharding: Sharding) -> ShardedTensor:
     """A tensor of the parameter's shape as pieces on their cards; one that is so already is not copied."""
     if isinstance(tensor, ShardedTensor) and tensor.sharding == sharding:
         return tensor
     if torch.is_grad_enabled() and tensor.requires_grad:
         return cast(ShardedTensor, _Scatter.apply(tensor, sharding))
+    if isinstance(tensor, PartialGradient):
+        return tensor.completed()
     whole = tensor.whole() if isinstance(tensor, Sharded) else tensor
     return ShardedTensor(sharding.scatter(whole), sharding, whole.stride())
 
@@ -86,9 +67,12 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, sharding: Sharding) -> Tensor:
         """The same in pieces."""
+        ctx.in_pieces = isinstance(gradient, Sharded)
         return shard_tensor(gradient.detach(), sharding)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The same, whole."""
-        return (gradient.whole() if isinstance(gradient, Sharded) else gradient), None
+        """The same: in pieces, if it came in pieces."""
+        if ctx.in_pieces or not isinstance(gradient, Sharded):
+            return gradient, None
+        return gradient.whole(), None

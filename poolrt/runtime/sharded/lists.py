@@ -1,8 +1,10 @@
 """Operators over lists of tensors, with which optimizers step all parameters at once: one call per card.
 
-_foreach_mul_([a, p, q], 0.9)     plain:  [a]         p and q are sharded, a is not
-                                  card 0: [p0, q0]
-                                  card 1: [p1, q1]
+    _foreach_mul_([a, p, q], 0.9)     plain:  [a]         p and q are sharded, a is not
+                                      card 0: [p0, q0]
+                                      card 1: [p1, q1]
+
+What stands beside the lists (a learning rate, a scale) goes to every card.
 """
 
 from __future__ import annotations

@@ -1,17 +1,19 @@
 """How each of torch's operators works on sharded tensors: by name, else the first of these ways that fits.
 
-a list of tensors        card by card                       lists
-a view                   a view that writes through         view
-element by element       card by card, bit-equal            elementwise
-a number of all          a number per card, joined          reductions
-anything else            gathered; written back             gathered
+    a list of tensors        card by card                       lists
+    a view                   a view that writes through         view
+    element by element       card by card, bit-equal            elementwise
+    a number of all          a number per card, joined          reductions
+    anything else            gathered; written back             gathered
+
+Results of the whole lie on the first card.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,9 +21,10 @@ from torch.utils._pytree import tree_map
 
 from poolrt.errors import ModelError
 from poolrt.runtime.sharded.elementwise import common_sharding, run_on_pieces
-from poolrt.runtime.sharded.facts import changes_shape, is_over_lists, name_of
+from poolrt.runtime.sharded.facts import changes_shape, is_over_lists, name_of, written_arguments
 from poolrt.runtime.sharded.gathered import run_on_whole
 from poolrt.runtime.sharded.lists import run_over_lists
+from poolrt.runtime.sharded.partial import PartialGradient
 from poolrt.runtime.sharded.reductions import run_reduction
 from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor, alias
 from poolrt.runtime.sharded.view import ShardedView
@@ -35,6 +38,8 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     Raises:
         ModelError: if it would give a sharded tensor another shape or storage in place.
     """
+    if any(isinstance(value, PartialGradient) for value in args):
+        return _add_up(func, args, kwargs)
     by_name = _BY_NAME.get(func)
     if by_name is not None:
         return by_name(*args, **kwargs)
@@ -57,6 +62,19 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         return run_on_pieces(func, args, _without_device(kwargs), sharding)
     reduced = run_reduction(func, args, kwargs)
     return run_on_whole(func, args, kwargs) if reduced is None else reduced
+
+
+def _add_up(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Autograd adds gradients that are not complete yet; for all else they are completed first."""
+    first, *rest = args
+    if func is aten.add.Tensor and not kwargs and all(isinstance(value, PartialGradient) for value in args):
+        return first.plus(*rest)
+    completed = {id(value): value.completed() for value in args if isinstance(value, PartialGradient)}
+    result = func(*(completed.get(id(value), value) for value in args), **kwargs)
+    for value in written_arguments(func, args, kwargs):
+        if isinstance(value, PartialGradient):
+            value.become(completed[id(value)])
+    return first if result is completed.get(id(first)) else result
 
 
 def _without_device(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -107,41 +125,34 @@ def _to_copy(tensor: Sharded, *, device: torch.device | None = None, **kwargs: A
     if stays and isinstance(tensor, ShardedTensor):
         pieces = [aten._to_copy.default(piece, **kwargs) for piece in tensor.pieces]
         return ShardedTensor(pieces, tensor.sharding)
-    return (
-        aten._to_copy.default(tensor.whole(device), dtype=dtype, memory_format=kwargs.get("memory_format"))
-        if (dtype != tensor.dtype)
-        else tensor.whole(device)
-    )
+    whole = tensor.whole(device)
+    return whole if dtype == tensor.dtype else whole.to(dtype, memory_format=kwargs.get("memory_format"))
 
 
 def _copy_(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """Between sharded tensors piece by piece; from a plain one run by run, so that no card sees the whole."""
-    if not isinstance(target, ShardedTensor):
-        return _copy_to_other(target, source)
-    same = isinstance(source, ShardedTensor) and source.sharding == target.sharding
-    if same:
-        for piece, values in zip(target.pieces, source.pieces, strict=True):  # type: ignore[attr-defined]
+    if _lie_alike(target, source):
+        assert isinstance(target, ShardedTensor)
+        assert isinstance(source, ShardedTensor)
+        for piece, values in zip(target.pieces, source.pieces, strict=True):
             piece.copy_(values)
         target.mark_changed()
-    else:
+    elif isinstance(target, Sharded):
         plain = source.whole("cpu") if isinstance(source, Sharded) else source
         target.write(plain.expand(target.shape))
-    return target
-
-
-def _copy_to_other(target: Tensor, source: Tensor) -> Tensor:
-    plain = source.whole(target.device) if isinstance(source, Sharded) else source
-    if isinstance(target, Sharded):
-        target.write(plain.expand(target.shape))
     else:
-        target.copy_(plain)
+        target.copy_(source.whole(target.device) if isinstance(source, Sharded) else source)
     return target
+
+
+def _lie_alike(first: Tensor, second: Tensor) -> bool:
+    together = isinstance(first, ShardedTensor) and isinstance(second, ShardedTensor)
+    return together and cast(ShardedTensor, first).sharding == cast(ShardedTensor, second).sharding
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
-    together = isinstance(first, ShardedTensor) and isinstance(second, ShardedTensor)
-    if together and first.sharding == second.sharding:  # type: ignore[attr-defined]
-        return all(map(torch.equal, first.pieces, second.pieces))  # type: ignore[attr-defined]
+    if _lie_alike(first, second):
+        return all(map(torch.equal, cast(ShardedTensor, first).pieces, cast(ShardedTensor, second).pieces))
     return bool(run_on_whole(aten.equal.default, (first, second), {}))
 
 

@@ -1,11 +1,12 @@
 """A parameter whose pieces live on several cards, and how gradients of the pieces become its gradient.
 
     parameter (leaf, whole) --+-- used whole: gathered for the operator
-                              '--[ join ]-- piece 0 on card 0, piece 1 on card 1: what rewritten regions use
+                              |--[ join ]-- piece 0 on card 0
+                              '--[ join ]-- piece 1 on card 1: what rewritten regions use
 
-The whole is autograd's leaf. The pieces hang on it through one node, whose backward names their gradients as one
-sharded gradient, without a copy. So hooks, `.grad`, torch.autograd.grad, accumulation and gradients of gradients are
-torch's own.
+The whole is autograd's leaf. Each piece hangs on it through a node, whose backward names the piece's gradient as one of
+the whole, without a copy. So hooks, `.grad`, torch.autograd.grad, accumulation and gradients of gradients are torch's
+own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from poolrt.errors import ModelError
-from poolrt.runtime.sharded.gradients import GradientOfPieces, IntoPieces, add_replicas, put_first, shard_tensor
+from poolrt.runtime.sharded.gradients import GradientOfPiece, IntoPieces, put_first, shard_tensor
+from poolrt.runtime.sharded.partial import PartialGradient
 from poolrt.runtime.sharded.sharding import Sharding
 from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor, copy_pieces, host_copy
 
@@ -30,7 +32,7 @@ _OWN = frozenset({"_pieces", "_sharding", "_joined", "_watched", "origin"})
 class ShardedParameter(ShardedTensor, nn.Parameter):
     """An nn.Parameter in pieces. Made by `shard_parameter`, in the place of the user's own object."""
 
-    _joined: list[weakref.ref[Tensor]]
+    _joined: dict[int, weakref.ref[Tensor]]
     _watched: bool
     origin: torch.device
     """where it was before it was split"""
@@ -41,7 +43,7 @@ class ShardedParameter(ShardedTensor, nn.Parameter):
     ) -> ShardedParameter:
         """The parameter that `pieces` are; nothing is copied."""
         made = cast(ShardedParameter, ShardedTensor.__new__(cls, pieces, sharding, strides, learns))
-        made._joined, made._watched, made.origin = [], False, sharding.lead
+        made._joined, made._watched, made.origin = {}, False, sharding.lead
         made._watch()
         return made
 
@@ -77,35 +79,44 @@ class ShardedParameter(ShardedTensor, nn.Parameter):
 
     def joined_pieces(self) -> list[Tensor]:
         """The pieces, as `pieces` gives them."""
-        known = [reference() for reference in self._joined]
-        if not known or any(piece is None for piece in known):
-            with torch.inference_mode(False), torch.no_grad():
-                known = [piece.detach() for piece in self._pieces]
-            self._joined = [weakref.ref(piece) for piece in known if piece is not None]
-            self._rejoin()
-        return cast(list[Tensor], known)
+        known = (self._in_use(card) for card in self._sharding.cards)
+        return [self._join_new(card) if piece is None else piece for card, piece in enumerate(known)]
+
+    def _in_use(self, card: int) -> Tensor | None:
+        """The piece that was given out for `card`, if someone still holds it."""
+        reference = self._joined.get(card)
+        return None if reference is None else reference()
+
+    def _join_new(self, card: int) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            piece = self._pieces[card].detach()
+        self._joined[card] = weakref.ref(piece)
+        self._join(card, piece)
+        return piece
+
+    def _join(self, card: int, piece: Tensor) -> None:
+        """Hang the piece on the leaf if that learns."""
+        if self.requires_grad:
+            with torch.inference_mode(False), torch.enable_grad():
+                _Join.apply(self, card, piece)
 
     def _rejoin(self) -> None:
         """Hang the pieces that are in use on the leaf, or take them off, as it learns or not."""
-        pieces = [piece for reference in self._joined if (piece := reference()) is not None]
-        if len(pieces) != len(self._pieces):
-            return
-        for piece in pieces:
-            piece.detach_()
-        if self.requires_grad:
-            with torch.inference_mode(False), torch.enable_grad():
-                _Join.apply(self, *pieces)
+        for card in self._sharding.cards:
+            piece = self._in_use(card)
+            if piece is not None:
+                piece.detach_()
+                self._join(card, piece)
 
     def take_values(self, value: Tensor) -> None:
-        """As of any sharded tensor; the pieces that regions use follow."""
+        """As of any sharded tensor; the pieces that are in use follow."""
         super().take_values(value)
-        pieces = [reference() for reference in self._joined]
-        if not pieces or any(piece is None for piece in pieces):
-            return
-        for place, piece in enumerate(cast(list[Tensor], pieces)):
-            piece.detach_()
-            piece.data = self._pieces[place]
-            self._pieces[place] = piece.detach()  # so that both count changes together
+        for card in self._sharding.cards:
+            piece = self._in_use(card)
+            if piece is not None:
+                piece.detach_()
+                piece.data = self._pieces[card]
+                self._pieces[card] = piece.detach()  # so that both count changes together
         self._rejoin()
 
     def assign(self, value: Tensor) -> None:
@@ -175,24 +186,22 @@ class ShardedParameter(ShardedTensor, nn.Parameter):
 
 
 class _Join(torch.autograd.Function):
-    """Hangs pieces on their parameter, in place, so that whoever holds them need not learn of it.
+    """Hangs a piece on its parameter, in place, so that whoever holds it need not learn of it.
 
     It saves no tensors, so the one node serves every forward and backward of the parameter's life.
     """
 
     @staticmethod
-    def forward(ctx: Any, whole: ShardedParameter, *pieces: Tensor) -> tuple[Tensor, ...]:
-        """The pieces themselves."""
-        ctx.set_materialize_grads(False)
-        ctx.mark_dirty(*pieces)
-        ctx.sharding, ctx.strides = whole.sharding, whole.stride()
-        ctx.forms = [(piece.shape, piece.dtype, piece.device) for piece in pieces]
-        return pieces
+    def forward(ctx: Any, whole: ShardedParameter, card: int, piece: Tensor) -> Tensor:
+        """The piece itself."""
+        ctx.mark_dirty(piece)
+        ctx.sharding, ctx.strides, ctx.card = whole.sharding, whole.stride(), card
+        return piece
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        """The whole's gradient, from those of the pieces."""
-        return (GradientOfPieces.apply(ctx.sharding, ctx.strides, ctx.forms, *gradients), *(None for _ in gradients))
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        """The whole's gradient, as far as this piece knows it."""
+        return GradientOfPiece.apply(ctx.sharding, ctx.strides, ctx.card, gradient), None, None
 
 
 def users_attributes(parameter: nn.Parameter) -> dict[str, Any]:
@@ -229,8 +238,5 @@ def gradient_from_pieces(parameter: nn.Parameter, gradients: Sequence[Tensor | N
         raise ModelError(f"a parameter of shape {tuple(parameter.shape)} on {parameter.device} is not split over cards")
     if all(gradient is None for gradient in gradients):
         return None
-    filled = [
-        torch.zeros_like(piece) if gradient is None else gradient.detach()
-        for gradient, piece in zip(gradients, parameter.pieces, strict=True)
-    ]
-    return ShardedTensor(add_replicas(filled, parameter.sharding), parameter.sharding, parameter.stride())
+    parts = [None if gradient is None else gradient.detach() for gradient in gradients]
+    return PartialGradient(parts, parameter.sharding, parameter.stride()).completed()

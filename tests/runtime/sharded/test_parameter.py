@@ -1,7 +1,10 @@
 """A sharded parameter is the user's parameter: identity, gradients and hooks are those of an ordinary one.
 
-parameter (leaf, whole) --+-- used whole: gathered for the operator
-                          '--[ join ]-- piece 0 on card 0, piece 1 on card 1
+    parameter (leaf, whole) --+-- used whole: gathered for the operator
+                              |--[ join ]-- piece 0 on card 0
+                              '--[ join ]-- piece 1 on card 1
+
+Every test compares with an ordinary parameter on one card.
 """
 
 from __future__ import annotations
@@ -334,6 +337,22 @@ def test_pieces_in_use_follow_data_and_dtype(devices: Devices) -> None:
     assert [piece.dtype for piece in kept] == [torch.float32] * 2
     by_piece(sharded, torch.ones(2, 4, device=devices[0])).backward()
     assert sharded.grad.dtype == torch.float32
+
+
+def test_who_holds_one_piece_has_it_for_good(devices: Devices) -> None:
+    """As regions do: each card's copy of a module holds its own piece and lets go of the others."""
+    sharded, _ = make_parameter(devices, learns=False)
+    first = pieces(sharded)[0]
+    second = pieces(sharded)[1]
+    assert pieces(sharded)[0] is first
+    assert pieces(sharded)[1] is second
+    sharded.requires_grad_(True)
+    assert first.requires_grad
+    assert second.requires_grad
+    (first.sum() + 2 * second.sum().to(devices[0])).backward()
+    assert sharded.grad.cpu().tolist() == [[1.0, 1.0, 2.0, 2.0, 2.0, 2.0]] * 4
+    sharded.data = torch.zeros_like(sharded.data)
+    assert first.abs().sum().item() == second.abs().sum().item() == 0.0
 
 
 def test_pieces_do_not_keep_the_parameter_nor_it_them(devices: Devices) -> None:

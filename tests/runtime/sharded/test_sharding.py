@@ -1,8 +1,10 @@
 """Scattering and gathering are each other's inverse, run by run.
 
-whole      rows 0..3 | 4..7 | 8..11        split along 0: card 0 holds 0..1, 4..5 and 8..9, card 1 the others
-piece 0    0 1 | 4 5 | 8 9
-piece 1    2 3 | 6 7 | 10 11
+    whole      rows 0..3 | 4..7 | 8..11        split along 0: card 0 holds 0..1, 4..5 and 8..9, card 1 the others
+    piece 0    0 1 | 4 5 | 8 9
+    piece 1    2 3 | 6 7 | 10 11
+
+Any deal of indices goes through the same code, also one with some indices on several cards.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """A stand-in with the pieces for parameters takes a step; nobody sees it but the optimizer's own code.
 
-optimizer    params [a, p]          state {a: .., p: exp_avg (12, 8), step 3}
-stand-in     params [a, p0, p1]     state {a: .., p0: exp_avg (6, 8), step 3, p1: exp_avg (6, 8), step 3}
+    optimizer    params [a, p]          state {a: .., p: exp_avg (12, 8), step 3}
+    stand-in     params [a, p0, p1]     state {a: .., p0: exp_avg (6, 8), step 3, p1: exp_avg (6, 8), step 3}
+
+What the stand-in has made of state and groups is the optimizer's after the step.
 """
 
 from __future__ import annotations
