@@ -25,7 +25,7 @@ from poolrt.runtime.sharded.partial import PartialGradient
 from poolrt.runtime.sharded.sharding import Sharding
 from poolrt.runtime.sharded.tensor import Sharded, ShardedTensor, copy_pieces, host_copy
 
-_OWN = frozenset({"_pieces", "_sharding", "_joined", "_watched", "origin"})
+_OWN = frozenset({"_pieces", "_sharding", "_joined", "_watched", "_cut_off", "origin"})
 """attributes of the object that are not the user's"""
 
 
@@ -34,6 +34,7 @@ class ShardedParameter(ShardedTensor, nn.Parameter):
 
     _joined: dict[int, weakref.ref[Tensor]]
     _watched: bool
+    _cut_off: bool
     origin: torch.device
     """where it was before it was split"""
 
@@ -43,7 +44,7 @@ class ShardedParameter(ShardedTensor, nn.Parameter):
     ) -> ShardedParameter:
         """The parameter that `pieces` are; nothing is copied."""
         made = cast(ShardedParameter, ShardedTensor.__new__(cls, pieces, sharding, strides, learns))
-        made._joined, made._watched, made.origin = {}, False, sharding.lead
+        made._joined, made._watched, made._cut_off, made.origin = {}, False, False, sharding.lead
         made._watch()
         return made
 
@@ -95,8 +96,10 @@ class ShardedParameter(ShardedTensor, nn.Parameter):
         return piece
 
     def _join(self, card: int, piece: Tensor) -> None:
-        """Hang the piece on the leaf if that learns."""
-        if self.requires_grad:
+        """Hang the piece on the leaf if that learns; one that is cut off learns by itself."""
+        if self._cut_off:
+            piece.requires_grad_(self.requires_grad)
+        elif self.requires_grad:
             with torch.inference_mode(False), torch.enable_grad():
                 _Join.apply(self, card, piece)
 
@@ -107,6 +110,20 @@ class ShardedParameter(ShardedTensor, nn.Parameter):
             if piece is not None:
                 piece.detach_()
                 self._join(card, piece)
+
+    def cut_off(self, cut: bool) -> None:
+        """Have the pieces be leaves of their own, or hang on the parameter again; see `cut_off_pieces`."""
+        self._cut_off = cut
+        self._rejoin()
+
+    def take_gradient(self) -> ShardedTensor | None:
+        """The gradient that pieces which are cut off have gathered, out of their hands; None if there is none."""
+        parts: list[Tensor | None] = [None for _ in self._sharding.cards]
+        for card in self._sharding.cards:
+            piece = self._in_use(card)
+            if piece is not None and piece.is_leaf:
+                parts[card], piece.grad = piece.grad, None
+        return _completed(parts, self)
 
     def take_values(self, value: Tensor) -> None:
         """As of any sharded tensor; the pieces that are in use follow."""
@@ -219,9 +236,33 @@ def pieces(parameter: nn.Parameter) -> list[Tensor]:
     Raises:
         ModelError: if the parameter is not sharded.
     """
-    if not isinstance(parameter, ShardedParameter):
-        raise ModelError(f"a parameter of shape {tuple(parameter.shape)} on {parameter.device} is not split over cards")
-    return parameter.joined_pieces()
+    return _sharded(parameter).joined_pieces()
+
+
+def cut_off_pieces(parameter: nn.Parameter, cut: bool = True) -> None:
+    """Have the pieces be leaves that gather gradients of their own, as a cut node wants it; or no longer.
+
+    The objects that `pieces` gives stay the same. `take_gradient` brings the gradients together.
+
+    Args:
+        parameter: the whole.
+        cut: False for the pieces to hang on the parameter again.
+
+    Raises:
+        ModelError: if the parameter is not sharded.
+    """
+    _sharded(parameter).cut_off(cut)
+
+
+def take_gradient(parameter: nn.Parameter) -> Tensor | None:
+    """The gradient of a parameter whose pieces are cut off, from those of its pieces, which have none afterwards.
+
+    Nothing is copied. It is what a backward returns for the parameter; None if no piece has a gradient.
+
+    Raises:
+        ModelError: if the parameter is not sharded.
+    """
+    return _sharded(parameter).take_gradient()
 
 
 def gradient_from_pieces(parameter: nn.Parameter, gradients: Sequence[Tensor | None]) -> Tensor | None:
@@ -234,9 +275,17 @@ def gradient_from_pieces(parameter: nn.Parameter, gradients: Sequence[Tensor | N
     Raises:
         ModelError: if the parameter is not sharded.
     """
+    parts = [None if gradient is None else gradient.detach() for gradient in gradients]
+    return _completed(parts, _sharded(parameter))
+
+
+def _sharded(parameter: nn.Parameter) -> ShardedParameter:
     if not isinstance(parameter, ShardedParameter):
         raise ModelError(f"a parameter of shape {tuple(parameter.shape)} on {parameter.device} is not split over cards")
-    if all(gradient is None for gradient in gradients):
+    return parameter
+
+
+def _completed(parts: Sequence[Tensor | None], parameter: ShardedParameter) -> ShardedTensor | None:
+    if all(part is None for part in parts):
         return None
-    parts = [None if gradient is None else gradient.detach() for gradient in gradients]
     return PartialGradient(parts, parameter.sharding, parameter.stride()).completed()

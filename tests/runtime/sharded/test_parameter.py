@@ -22,7 +22,13 @@ from torch import Tensor, nn
 from poolrt.errors import ModelError
 from poolrt.planning.split import Split
 from poolrt.runtime.sharded.convert import shard_parameter, unshard_parameter
-from poolrt.runtime.sharded.parameter import ShardedParameter, gradient_from_pieces, pieces
+from poolrt.runtime.sharded.parameter import (
+    ShardedParameter,
+    cut_off_pieces,
+    gradient_from_pieces,
+    pieces,
+    take_gradient,
+)
 from poolrt.runtime.sharded.tensor import ShardedTensor
 
 Devices = tuple[torch.device, ...]
@@ -371,8 +377,42 @@ def test_pieces_do_not_keep_the_parameter_nor_it_them(devices: Devices) -> None:
 def test_an_ordinary_parameter_has_no_pieces() -> None:
     with pytest.raises(ModelError, match="not split"):
         pieces(nn.Parameter(torch.ones(2)))
-    with pytest.raises(ModelError, match="not split"):
-        gradient_from_pieces(nn.Parameter(torch.ones(2)), [])
+    for ask in (take_gradient, cut_off_pieces, lambda parameter: gradient_from_pieces(parameter, [])):
+        with pytest.raises(ModelError, match="not split"):
+            ask(nn.Parameter(torch.ones(2)))
+
+
+def test_pieces_that_are_cut_off_are_leaves(devices: Devices) -> None:
+    """Two backwards of lanes gather in the pieces; the cut node hands the sum over, and hooks see it once."""
+    sharded, ordinary = make_parameter(devices)
+    seen: list[Tensor] = []
+    handle = sharded.register_hook(seen.append)
+    kept = pieces(sharded)
+    cut_off_pieces(sharded)
+    assert all(piece.is_leaf and piece.requires_grad for piece in pieces(sharded))
+    assert all(new is old for new, old in zip(pieces(sharded), kept, strict=True))
+    x = torch.randn(2, 3, 4, dtype=torch.float64).to(devices[0])
+    for part in x:
+        by_piece(sharded, part).backward()
+    assert sharded.grad is None
+    assert seen == []
+    addresses = [piece.grad.data_ptr() for piece in kept]
+    gradient = take_gradient(sharded)
+    assert [piece.data_ptr() for piece in gradient.pieces] == addresses
+    assert [piece.grad for piece in kept] == [None, None]
+    assert take_gradient(sharded) is None
+    torch.autograd.backward([sharded], [gradient])  # as the engine does with what a node returns
+    (x @ ordinary).pow(2).sum().backward()
+    torch.testing.assert_close(sharded.grad.cpu(), ordinary.grad.cpu(), rtol=1e-12, atol=1e-14)
+    assert [tuple(gradient.shape) for gradient in seen] == [(4, 6)]
+    sharded.requires_grad_(False)
+    assert not any(piece.requires_grad for piece in kept)
+    sharded.requires_grad_(True)
+    cut_off_pieces(sharded, cut=False)
+    assert not any(piece.is_leaf for piece in kept)
+    by_piece(sharded, x[0]).backward()
+    assert len(seen) == 2
+    handle.remove()
 
 
 def test_a_gradient_from_stand_ins_for_the_pieces(devices: Devices) -> None:
