@@ -1,0 +1,37 @@
+"""From a rewrite, which is a value, to the forward that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from poolrt.runtime.regions.forked import ForkedModule
+from poolrt.runtime.regions.plan import Forked, Rewrite, RowLinear, SplitEmbedding
+from poolrt.runtime.regions.row_linear import RowSplitLinear
+from poolrt.runtime.regions.split_attention import HeadSplitAttention
+from poolrt.runtime.regions.split_embedding import RowSplitEmbedding
+
+Pieces = Callable[[Tensor], Sequence[Tensor]]
+
+
+def split_forward(
+    module: nn.Module, rewrite: Rewrite, devices: Sequence[torch.device], pieces: Pieces
+) -> Callable[..., Any]:
+    """The forward that computes what `module` does, split over `devices`; the first of them is the lead card.
+
+    Args:
+        module: the module the rewrite names.
+        rewrite: how it is split.
+        devices: one per card.
+        pieces: the tensors of a parameter, one per card and on its device.
+    """
+    if isinstance(rewrite, Forked):
+        return ForkedModule(module, rewrite, devices, pieces)
+    if isinstance(rewrite, RowLinear):
+        return RowSplitLinear(module, rewrite, devices, pieces)
+    if isinstance(rewrite, SplitEmbedding):
+        return RowSplitEmbedding(cast(nn.Embedding, module), rewrite, devices, pieces)
+    return HeadSplitAttention(cast(nn.MultiheadAttention, module), rewrite, devices, pieces)

@@ -1,0 +1,176 @@
+"""Have each card's replica give its part: the numbers its Python reads, and how the cards' outputs come together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from poolrt.planning.split import Split
+from poolrt.runtime.regions.attributes import Attribute, Fractions, search, watched
+from poolrt.runtime.regions.dealing import Dealing, NotSplittableError
+from poolrt.runtime.regions.forked import index_of, replica_for, sliced
+from poolrt.runtime.regions.needs import Needs
+from poolrt.runtime.regions.plan import AttributeChange, Forked, InputSplit, Joining
+from poolrt.runtime.regions.probe import RegionProbe, differs
+from poolrt.runtime.regions.replica import put_attribute, put_buffers, put_parameters
+from poolrt.runtime.trees import Tree, flatten
+
+HOST = torch.device("cpu")
+
+
+class Fitting:
+    """One module and the pieces that were found for it."""
+
+    def __init__(self, needs: Needs, dealing: Dealing, granules: Sequence[int]) -> None:
+        self.probe, self.dealing = needs.probe, dealing
+        self.cards = len(dealing.ranges)
+        self._fractions = _fractions(needs.size, dealing, granules)
+        self._rewrite = Forked(
+            module="",
+            splits=dealing.splits,
+            lead=dealing.lead,
+            inputs=tuple(InputSplit(path=path, split=split) for path, split in dealing.inputs.items()),
+        )
+        self._changed: set[Attribute] = set()
+        self._replicas = [self._replica(card) for card in range(self.cards)]
+        with torch.no_grad():
+            self._expected = [self._part(needs, card) for card in range(self.cards)]
+
+    def fit(self) -> Forked:
+        """Find the numbers and the joining.
+
+        Raises:
+            NotSplittableError: if no setting reproduces the region.
+        """
+        with torch.no_grad():
+            with watched(self.probe.module) as attributes:
+                whole = self.probe.run()
+            found = search(attributes, self._fractions, self.cards, self._attempt)
+            if isinstance(found, str):
+                raise NotSplittableError(found)
+            self._set(found)
+            outputs = [self.output(card) for card in range(self.cards)]
+        changes = tuple(
+            AttributeChange(path=a.path, in_config=a.in_config, name=a.name, values=values)
+            for a, values in found.items()
+        )
+        return replace(self._rewrite, attributes=changes, outputs=joinings(whole, outputs, self.probe.tolerance))
+
+    def output(self, card: int) -> Tree:
+        """What a card's replica makes of the probed call."""
+        args, kwargs = self.call_on(card)
+        return flatten(self._replicas[card](*args, **kwargs))
+
+    def call_on(self, card: int) -> Any:
+        """The probed call as a card reads it."""
+        parts = {part.path: part for part in self._rewrite.inputs}
+        tree = flatten(self.probe.call)
+
+        def read(path: str, tensor: Tensor) -> Tensor:
+            part = parts.get(path)
+            return tensor if part is None else tensor.index_select(part.split.dim, index_of(part, tensor, card))
+
+        return tree.rebuild(read(leaf.path, leaf.tensor) for leaf in tree.leaves)
+
+    def _replica(self, card: int) -> nn.Module:
+        weights = self.probe.parameters
+        by_id = {id(parameter): name for name, parameter in self.probe.module.named_parameters()}
+
+        def pieces(parameter: Tensor) -> Sequence[Tensor]:
+            name = by_id[id(parameter)]
+            return [sliced(weights[name].detach(), self.dealing.splits[name], each) for each in range(self.cards)]
+
+        replica = replica_for(self.probe.module, self._rewrite, card, [HOST] * self.cards, pieces)
+        _put_lead(replica, self.probe, self.dealing.lead, card)
+        return replica
+
+    def _part(self, needs: Needs, card: int) -> Tensor:
+        """The card's share of the first output: the whole region with the card's part of the row weight alone."""
+        replaced = {needs.row.name: needs.masked(self.dealing.ranges[card])}
+        if card:
+            replaced |= {name: torch.zeros_like(self.probe.parameters[name]) for name in self.dealing.lead}
+        return self.probe.first(replaced)
+
+    def _attempt(self, setting: dict[Attribute, tuple[int, ...]]) -> str | None:
+        self._set(setting)
+        for card in range(self.cards):
+            try:
+                tensors = self.output(card).tensors
+            except Exception as error:  # whatever the region's Python raises with numbers that do not fit
+                return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            if not tensors or differs(self._expected[card], tensors[0], self.probe.tolerance):
+                return f"card {card} gave another output"
+        return None
+
+    def _set(self, setting: dict[Attribute, tuple[int, ...]]) -> None:
+        for attribute in self._changed - setting.keys():
+            self._put(attribute, (attribute.value,) * self.cards)
+        for attribute, values in setting.items():
+            self._put(attribute, values)
+        self._changed = set(setting)
+
+    def _put(self, attribute: Attribute, values: Sequence[int]) -> None:
+        for replica, value in zip(self._replicas, values, strict=True):
+            put_attribute(replica, attribute.path, attribute.in_config, attribute.name, value)
+
+
+def _put_lead(replica: nn.Module, probe: RegionProbe, lead: Sequence[str], card: int) -> None:
+    put_parameters(
+        replica,
+        {
+            name: probe.parameters[name].detach() if card == 0 else torch.zeros_like(probe.parameters[name])
+            for name in lead
+        },
+    )
+    put_buffers(replica, probe.buffers)
+
+
+def _fractions(size: int, dealing: Dealing, granules: Sequence[int]) -> list[Fractions]:
+    """What part of something each card has: of the row weight, of each weight, of the groups at each level."""
+    found: dict[Fractions, None] = {}
+    for split in (Split.from_counts([b - a for a, b in dealing.ranges]), *dealing.splits.values()):
+        found[tuple(Fraction(piece, split.size) for piece in split.piece_sizes)] = None
+    for granule in granules:
+        touched = [-(-stop // granule) - start // granule for start, stop in dealing.ranges]
+        found[tuple(Fraction(count * granule, size) for count in touched)] = None
+    whole = (Fraction(1),) * len(dealing.ranges)
+    return [fraction for fraction in found if fraction != whole]
+
+
+def joinings(whole: Tree, outputs: Sequence[Tree], tolerance: float) -> tuple[Joining, ...]:
+    """How each tensor of the output comes from the cards' ones.
+
+    Raises:
+        NotSplittableError: if one does not.
+    """
+    return tuple(
+        _joining(leaf.path, leaf.tensor, [_tensor_at(output, place) for output in outputs], tolerance)
+        for place, leaf in enumerate(whole.leaves)
+    )
+
+
+def _tensor_at(output: Tree, place: int) -> Tensor:
+    if place >= len(output.leaves):
+        raise NotSplittableError("a card's copy of it returns fewer tensors than it does")
+    return output.leaves[place].tensor
+
+
+def _joining(path: str, whole: Tensor, parts: Sequence[Tensor], tolerance: float) -> Joining:
+    alike = all(part.shape == whole.shape for part in parts)
+    if alike and all(not differs(whole, part, tolerance) for part in parts):
+        return "same"
+    if alike and whole.is_floating_point() and not differs(whole, torch.stack(list(parts)).sum(0), tolerance):
+        return "sum"
+    for dim in range(whole.dim()):
+        sizes = sum(part.shape[dim] if part.dim() == whole.dim() else -1 for part in parts)
+        others = all(
+            part.shape[:dim] == whole.shape[:dim] and part.shape[dim + 1 :] == whole.shape[dim + 1 :] for part in parts
+        )
+        if others and sizes == whole.shape[dim] and not differs(whole, torch.cat(list(parts), dim), tolerance):
+            return dim
+    raise NotSplittableError(f"its output {path or 'tensor'} cannot be put together from the cards' ones")

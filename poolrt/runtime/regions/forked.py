@@ -1,0 +1,145 @@
+"""A module that runs on every card at once: each card's replica on the card's pieces.
+
+    forward(x)      x  --fork-->  replica 0 (card 0's pieces)  --.
+                                  replica 1 (card 1's pieces)  --join--> output on the lead card
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from poolrt.errors import ModelError
+from poolrt.planning.split import Split
+from poolrt.runtime.regions.fork_join import fork, join
+from poolrt.runtime.regions.parted import part_together
+from poolrt.runtime.regions.plan import Forked, InputSplit, Joining
+from poolrt.runtime.regions.replica import follow_training, put_attribute, put_buffers, put_parameters, replicate
+from poolrt.runtime.trees import Tree, flatten
+
+Pieces = Callable[[Tensor], Sequence[Tensor]]
+"""pieces(parameter): one tensor per card, each on its card; leaves where they are trained"""
+
+
+class ForkedModule:
+    """The forward of a forked module."""
+
+    def __init__(self, module: nn.Module, rewrite: Forked, devices: Sequence[torch.device], pieces: Pieces) -> None:
+        self._rewrite, self._devices = rewrite, tuple(devices)
+        self._originals = list(module.modules())
+        self.replicas = [replica_for(module, rewrite, card, devices, pieces) for card in range(len(devices))]
+        self._modules = [list(replica.modules()) for replica in self.replicas]
+        self._dropout = module.get_submodule(rewrite.dropout_after) if rewrite.dropout_after else None
+        self._inputs = {part.path: part for part in rewrite.inputs}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output, from what all cards made of the same arguments."""
+        for modules in self._modules:
+            follow_training(self._originals, modules)
+        calls = self._fork((args, kwargs))
+        outputs = [replica(*args, **kwargs) for replica, (args, kwargs) in zip(self.replicas, calls, strict=True)]
+        return self._join(outputs)
+
+    def _fork(self, call: Any) -> list[Any]:
+        tree = flatten(call)
+        if tree.has_state:
+            raise ModelError(_cannot_share(self._rewrite.module, tree))
+        by_leaf = [
+            self._to_cards(leaf.tensor, self._inputs.get(leaf.path)) for leaf in tree.leaves
+        ]
+        return [tree.rebuild(tensors[card] for tensors in by_leaf) for card in range(len(self._devices))]
+
+    def _to_cards(self, tensor: Tensor, part: InputSplit | None) -> Sequence[Tensor]:
+        if part is None or tensor.shape[part.split.dim] == 1:
+            return fork(tensor, self._devices)
+        return [
+            tensor.index_select(part.split.dim, index_of(part, tensor, card).to(tensor.device)).to(device)
+            for card, device in enumerate(self._devices)
+        ]
+
+    def _join(self, outputs: Sequence[Any]) -> Any:
+        trees = [flatten(output) for output in outputs]
+        joined = [
+            self._joined([tree.leaves[place].tensor for tree in trees], how)
+            for place, how in enumerate(self._rewrite.outputs)
+        ]
+        if self._dropout is not None:
+            joined[0] = self._dropout(joined[0])
+        return trees[0].rebuild(joined)
+
+    def _joined(self, parts: list[Tensor], how: Joining) -> Tensor:
+        lead = self._devices[0]
+        if how == "sum":
+            return join(parts, lead)
+        if how == "same":
+            return parts[0]
+        if how == "parts":
+            return part_together(parts, lead, self._rewrite.module)
+        return torch.cat([part.to(lead) for part in parts], how)
+
+
+def replica_for(
+    module: nn.Module, rewrite: Forked, card: int, devices: Sequence[torch.device], pieces: Pieces
+) -> nn.Module:
+    """The module as `card` runs it."""
+    replica, device = replicate(module), devices[card]
+    own = {name: pieces(module.get_parameter(name))[card] for name in rewrite.splits}
+    for name in rewrite.lead:
+        parameter = module.get_parameter(name)
+        own[name] = parameter if card == 0 else torch.zeros_like(parameter, device=device, requires_grad=False)
+    put_parameters(replica, own)
+    put_buffers(replica, {name: buffer.to(device) for name, buffer in module.named_buffers(remove_duplicate=False)})
+    for change in rewrite.attributes:
+        put_attribute(replica, change.path, change.in_config, change.name, change.values[card])
+    if rewrite.dropout_after:
+        path, _, leaf = rewrite.dropout_after.rpartition(".")
+        replica.get_submodule(path)._modules[leaf] = nn.Identity()
+    return replica
+
+
+def index_of(part: InputSplit, tensor: Tensor, card: int) -> Tensor:
+    """Which indices of an argument a card reads.
+
+    Raises:
+        ModelError: if the dimension is no whole number of periods.
+    """
+    size, period = tensor.shape[part.split.dim], part.split.size
+    if size % period:
+        raise ModelError(
+            f"argument {part.path} of a split layer has {size} entries in dimension {part.split.dim}, "
+            f"which is no multiple of {period}; shard the model with a sample of this form"
+        )
+    one = torch.tensor(part.split.indices(card))
+    return (torch.arange(size // period).unsqueeze(-1) * period + one).flatten()
+
+
+def sliced(tensor: Tensor, split: Split, card: int) -> Tensor:
+    """The piece of `tensor` that `card` holds; a view where it is one range, else a copy."""
+    ranges = split.pieces[card]
+    runs = [tensor.narrow(split.dim, start, stop - start) for start, stop in ranges]
+    return runs[0] if len(runs) == 1 else torch.cat(runs or [tensor.narrow(split.dim, 0, 0)], split.dim)
+
+
+def gathered(pieces: Sequence[Tensor], split: Split, like: Tensor) -> Tensor:
+    """The sum of what every card has at each place of a tensor of the shape of `like`: the inverse of `sliced`."""
+    total = torch.zeros_like(like)
+    for card, piece in enumerate(pieces):
+        start = 0
+        for first, last in split.pieces[card]:
+            total.narrow(split.dim, first, last - first).add_(piece.narrow(split.dim, start, last - first))
+            start += last - first
+    return total
+
+
+def _cannot_share(module: str, tree: Tree) -> str:
+    kinds = {type(value).__name__ for _, value in tree.constants if hasattr(value, "__dict__")}
+    return (
+        f"{module} is split over cards and was called with {', '.join(sorted(kinds))}, an object that keeps state; "
+        "call the model with use_cache=False"
+    )
+
+
+Splits = Mapping[str, Split]

@@ -1,0 +1,145 @@
+"""A region on the host with random weights in fp64: what discovery asks its questions of, and what a rewrite must equal.
+
+Random weights make every dependence show as a gradient that is not zero, and fp64 makes "equal" sharp. The module
+itself is only read: its parameters are replaced for the length of a call.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from poolrt.runtime.trees import Tree, flatten
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-5}
+"""largest difference, relative to the largest value, that reordered sums explain"""
+
+
+class Chain(nn.Module):
+    """A module and the linear layer that reads its first output."""
+
+    def __init__(self, column: nn.Module, row: nn.Module) -> None:
+        super().__init__()
+        self.column, self.row = column, row
+        self.training = column.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The linear layer's output, with what else the module returned."""
+        output = self.column(*args, **kwargs)
+        return (self.row(output[0]), *output[1:]) if isinstance(output, tuple) else self.row(output)
+
+
+class RegionProbe:
+    """One module, one call of it, and random weights in their place."""
+
+    def __init__(self, module: nn.Module, call: Call, dtype: torch.dtype = torch.float64) -> None:
+        self.module, self.dtype = module, dtype
+        self.tolerance = TOLERANCE[dtype]
+        self._random = torch.Generator().manual_seed(0)
+        self.parameters = {
+            name: torch.empty(parameter.shape, dtype=dtype).requires_grad_()
+            for name, parameter in module.named_parameters(remove_duplicate=False)
+        }
+        self.buffers = {
+            name: self._converted(buffer) for name, buffer in module.named_buffers(remove_duplicate=False)
+        }
+        self.redraw()
+        self.call, self.inputs = self._prepared(call)
+
+    def redraw(self) -> None:
+        """Other random weights."""
+        with torch.no_grad():
+            for weight in self.parameters.values():
+                weight.normal_(generator=self._random)
+                if weight.dim() > 1:
+                    weight.div_(weight.shape[-1] ** 0.5)
+
+    def run(self, replaced: Mapping[str, Tensor] | None = None) -> Tree:
+        """The module's output, taken apart, with `replaced` in place of some weights."""
+        weights = {**self.parameters, **self.buffers, **(replaced or {})}
+        args, kwargs = self.call
+        with _silent():
+            return flatten(functional_call(self.module, weights, args, kwargs, tie_weights=False))
+
+    def first(self, replaced: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The first tensor of the output."""
+        return self.run(replaced).tensors[0]
+
+    def weighting(self, output: Tensor) -> Tensor:
+        """A random gradient for an output."""
+        return torch.randn(output.shape, generator=self._random, dtype=output.dtype)
+
+    def _prepared(self, call: Call) -> tuple[Call, dict[str, Tensor]]:
+        """The call on the host in this dtype, without objects that keep state; and its tensors of numbers as leaves."""
+        args, kwargs = call
+        tree = flatten((tuple(map(without_state, args)), {name: without_state(kwargs[name]) for name in kwargs}))
+        tensors = [self._converted(leaf.tensor) for leaf in tree.leaves]
+        paths = [leaf.path for leaf in tree.leaves]
+        inputs = {
+            path: tensor.requires_grad_()
+            for path, tensor in zip(paths, tensors, strict=True)
+            if tensor.is_floating_point()
+        }
+        return tree.rebuild(tensors), inputs
+
+    def _converted(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+def without_state(value: Any) -> Any:
+    """None in place of an object that keeps state between calls (a cache): a probe starts from nothing."""
+    return None if flatten(value).has_state else value
+
+
+@contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """The module and all in it without dropout, as they were afterwards."""
+    modes = [(inner, inner.training) for inner in module.modules()]
+    for inner, _ in modes:
+        inner.training = False
+    try:
+        yield
+    finally:
+        for inner, mode in modes:
+            inner.training = mode
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """torch's fused inference path would not call the modules that are watched; warnings are for the user's own runs."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def differs(expected: Tensor, actual: Tensor, tolerance: float, floor: float = 1e-3) -> bool:
+    """Whether two tensors differ by more than `tolerance` of the largest value; values below `floor` count as it."""
+    if expected.shape != actual.shape:
+        return True
+    if not expected.is_floating_point():
+        return not torch.equal(expected, actual)
+    if not expected.numel():
+        return False
+    finite = torch.isfinite(expected)
+    if not torch.equal(finite, torch.isfinite(actual)):
+        return True
+    scale = max(floor, float(torch.where(finite, expected.abs(), 0).max()))
+    return bool((torch.where(finite, expected - actual, 0).abs().max() > tolerance * scale).item())
+
+
+def matrices(probe: RegionProbe) -> Sequence[str]:
+    """Names of the weights with two dimensions or more."""
+    return [name for name, weight in probe.parameters.items() if weight.dim() > 1]

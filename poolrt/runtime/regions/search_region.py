@@ -1,0 +1,127 @@
+"""From a module and one call of it to a rewrite, or to the sentence that says why it stays whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from poolrt.errors import ConfigurationError
+from poolrt.runtime.regions.dealing import Dealing, NotSplittableError, deal
+from poolrt.runtime.regions.fitting import Fitting
+from poolrt.runtime.regions.granules import allot, levels
+from poolrt.runtime.regions.needs import Needs, RowWeight, row_weights
+from poolrt.runtime.regions.plan import Forked, RowLinear
+from poolrt.runtime.regions.probe import Call, Chain, RegionProbe, evaluated, matrices
+
+_GOOD = 0.15
+"""above an even share of the weights: a row weight that leaves cards with less is taken without a look at others"""
+
+
+def fork_of(module: nn.Module, call: Call, shares: Sequence[float], hints: Sequence[str] = ()) -> Forked:
+    """How `module` is run by all cards together; `module` of the rewrite is "" and its names are the module's.
+
+    Args:
+        module: of any class.
+        call: the arguments of one call; a small one is enough.
+        shares: what each card should get of it, relative to the others.
+        hints: names of weights that are tried as row weights first.
+
+    Raises:
+        NotSplittableError: if it stays whole; the message says why.
+    """
+    with evaluated(module):
+        probe = _working_probe(module, call)
+        return _fit_best(probe, shares, hints)
+
+
+def chain_of(column: nn.Module, row: nn.Module, call: Call, shares: Sequence[float]) -> tuple[Forked, RowLinear]:
+    """How a module and the linear layer that reads its first output are run by all cards together.
+
+    Raises:
+        NotSplittableError: if they stay whole; the message says why.
+    """
+    chain = Chain(column, row)
+    with evaluated(chain):
+        probe = _working_probe(chain, call)
+        forked = _fit_best(probe, shares, ("row.weight",), only=("row.weight",))
+    name = "column."
+    if any(not inner.startswith("row.") for inner in forked.lead):
+        raise NotSplittableError(f"{', '.join(forked.lead)} are used past the linear layer")
+    forked_column = replace(
+        forked,
+        splits={inner.removeprefix(name): split for inner, split in forked.splits.items() if inner.startswith(name)},
+        lead=(),
+        attributes=tuple(replace(change, path=_inside(change.path)) for change in forked.attributes),
+        outputs=("parts", *forked.outputs[1:]),
+    )
+    return forked_column, RowLinear(module="", split=forked.splits["row.weight"])
+
+
+def _working_probe(module: nn.Module, call: Call) -> RegionProbe:
+    """A probe in fp64; in fp32 for code that insists on it."""
+    problem = ""
+    for dtype in (torch.float64, torch.float32):
+        probe = RegionProbe(module, call, dtype)
+        if len(matrices(probe)) < 1 or not probe.inputs:
+            raise NotSplittableError("it has no matrix, or reads no numbers")
+        _check_module(module)
+        try:
+            with torch.no_grad():
+                output = probe.run()
+        except Exception as error:  # whatever a user's module raises
+            problem = f"it could not be run by itself: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            continue
+        if output.leaves and output.tensors[0].is_floating_point():
+            return probe
+        problem = "its output is no tensor of numbers"
+    raise NotSplittableError(problem)
+
+
+def _check_module(module: nn.Module) -> None:
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    if len(names) != len(list(module.parameters())):
+        raise NotSplittableError("two of its weights are one parameter")
+    for path, inner in module.named_modules():
+        if "forward" in inner.__dict__:
+            raise NotSplittableError(f"the forward of {path or 'the module'} was replaced by other code")
+        if getattr(inner, "track_running_stats", False):
+            raise NotSplittableError(f"{path or 'it'} keeps statistics of what passes through")
+
+
+def _fit_best(
+    probe: RegionProbe, shares: Sequence[float], hints: Sequence[str], only: Sequence[str] | None = None
+) -> Forked:
+    """The fit of the row weight that leaves each card with the least."""
+    problems: list[str] = []
+    candidates: list[tuple[Needs, Dealing, tuple[int, ...]]] = []
+    for row in row_weights(probe, hints):
+        if only is not None and row.name not in only:
+            continue
+        try:
+            found = _dealt(probe, row, shares)
+        except (NotSplittableError, ConfigurationError) as problem:
+            problems.append(str(problem))
+            continue
+        candidates.append(found)
+        if found[1].share <= 1 / len(shares) + _GOOD:
+            break
+    for needs, dealing, granules in sorted(candidates, key=lambda item: item[1].share):
+        try:
+            return Fitting(needs, dealing, granules).fit()
+        except NotSplittableError as problem:
+            problems.insert(0, str(problem))
+    raise NotSplittableError(problems[0] if problems else "no weight of it is one whose parts' outputs add up")
+
+
+def _dealt(probe: RegionProbe, row: RowWeight, shares: Sequence[float]) -> tuple[Needs, Dealing, tuple[int, ...]]:
+    needs = Needs(probe, row)
+    granules = levels(needs)
+    return needs, deal(needs, allot(needs.size, granules, shares)), granules
+
+
+def _inside(path: str) -> str:
+    """column.a -> a"""
+    return path.removeprefix("column").removeprefix(".")

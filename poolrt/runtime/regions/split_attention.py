@@ -1,0 +1,130 @@
+"""torch's own nn.MultiheadAttention with some of its heads on each card.
+
+Its forward takes the number of heads and the width from its inputs, so a replica with fewer heads cannot run it. This
+one computes the same from the pieces:
+
+    in_proj_weight   q|k|v rows of the card's heads        out_proj.weight   columns of the card's heads
+    in_proj_bias     likewise                              out_proj.bias     once, on the lead card
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from poolrt.runtime.regions.fork_join import fork, join
+from poolrt.runtime.regions.plan import SplitAttention
+
+Pieces = Callable[[Tensor], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class _CardPieces:
+    projection: Tensor
+    bias: Tensor | None
+    out: Tensor
+    heads: slice
+
+
+class HeadSplitAttention:
+    """The forward of nn.MultiheadAttention; parameters and results as documented there."""
+
+    def __init__(
+        self, module: nn.MultiheadAttention, rewrite: SplitAttention, devices: Sequence[torch.device], pieces: Pieces
+    ) -> None:
+        self._module, self._devices = module, tuple(devices)
+        projections = pieces(module.get_parameter("in_proj_weight"))
+        biases = [None] * len(devices) if module.in_proj_bias is None else pieces(module.get_parameter("in_proj_bias"))
+        outs = pieces(module.get_parameter("out_proj.weight"))
+        firsts = [sum(rewrite.heads[:card]) for card in range(len(devices) + 1)]
+        self.cards = [
+            _CardPieces(projections[card], biases[card], outs[card], slice(firsts[card], firsts[card + 1]))
+            for card in range(len(devices))
+        ]
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention over all heads, on the lead card; `is_causal` is a hint that the mask says better."""
+        batched = query.dim() == 3
+        inputs = [self._batch_first(tensor, batched) for tensor in (query, key, value)]
+        mask = self._mask(inputs[0], inputs[1].shape[1], key_padding_mask, attn_mask)
+        forked = _fork_once(inputs, self._devices)
+        results = [
+            self._on_card(piece, forked[card], mask, need_weights) for card, piece in enumerate(self.cards)
+        ]
+        output = join([context for context, _ in results], self._devices[0])
+        bias = self._module.out_proj.bias
+        output = output if bias is None else output + bias
+        weights = torch.cat([w.to(self._devices[0]) for _, w in results if w is not None], 1) if need_weights else None
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        return self._as_given(output, batched), weights if weights is None or batched else weights.squeeze(0)
+
+    def _batch_first(self, tensor: Tensor, batched: bool) -> Tensor:
+        if not batched:
+            return tensor.unsqueeze(0)
+        return tensor if self._module.batch_first else tensor.transpose(0, 1)
+
+    def _as_given(self, output: Tensor, batched: bool) -> Tensor:
+        if not batched:
+            return output.squeeze(0)
+        return output if self._module.batch_first else output.transpose(0, 1)
+
+    def _mask(self, query: Tensor, keys: int, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """One additive mask [batch or 1, heads or 1, queries or 1, keys], or None."""
+        total = None if mask is None else _additive(mask, query.dtype)
+        if total is not None:
+            total = total[None, None] if total.dim() == 2 else total.unflatten(0, (-1, self._module.num_heads))
+        if padding is None:
+            return total
+        blocked = _additive(padding, query.dtype).reshape(-1, 1, 1, keys)
+        return blocked if total is None else total + blocked
+
+    def _on_card(
+        self, card: _CardPieces, inputs: Sequence[Tensor], mask: Tensor | None, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(this card's share of the output, the weights of its heads)"""
+        size = self._module.head_dim
+        weights = card.projection.chunk(3)
+        biases = (None,) * 3 if card.bias is None else card.bias.chunk(3)
+        query, key, value = (
+            F.linear(tensor, weight, bias).unflatten(-1, (-1, size)).transpose(1, 2)
+            for tensor, weight, bias in zip(inputs, weights, biases, strict=True)
+        )
+        if mask is not None:
+            mask = (mask if mask.shape[1] == 1 else mask[:, card.heads]).to(query.device)
+        dropped = self._module.dropout if self._module.training else 0.0
+        attention = None
+        if need_weights:
+            scores = query * size**-0.5 @ key.transpose(-1, -2)
+            attention = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropped)
+            context = attention @ value
+        else:
+            context = F.scaled_dot_product_attention(query, key, value, mask, dropped)
+        return F.linear(context.transpose(1, 2).flatten(2), card.out), attention
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """True means "not allowed" to nn.MultiheadAttention; a mask of numbers is added as it is."""
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
+    return mask.to(dtype)
+
+
+def _fork_once(tensors: Sequence[Tensor], devices: Sequence[torch.device]) -> list[list[Tensor]]:
+    """The tensors on each card; one that is given several times travels once."""
+    copies = {id(tensor): fork(tensor, devices) for tensor in tensors}
+    return [[copies[id(tensor)][card] for tensor in tensors] for card in range(len(devices))]
