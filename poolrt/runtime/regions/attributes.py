@@ -39,7 +39,7 @@ class Attribute:
 
 @contextmanager
 def watched(module: nn.Module) -> Iterator[list[Attribute]]:
-    """The list that fills with the numbers above 1 that are read of the module and those in it, once each.
+    """The list that fills with the whole numbers that are read of the module and those in it, once each.
 
     While it is watched an object has a class of its own, derived from its class; that is taken back afterwards.
     """
@@ -67,7 +67,7 @@ def _watch(
 
     def reading(self: Any, name: str) -> Any:
         value = own.__getattribute__(self, name)
-        if type(value) is int and value > 1:
+        if type(value) is int:
             seen.setdefault(Attribute(path, in_config, name, value))
         return value
 
@@ -129,6 +129,7 @@ Try = Callable[[dict[Attribute, tuple[int, ...]]], str | None]
 def search(attributes: Sequence[Attribute], fractions: Sequence[Fractions], cards: int, attempt: Try) -> Any:
     """The first setting that reproduces the region, or the sentence that says why none does."""
     tried, last = 0, ""
+    attributes = [attribute for attribute in attributes if attribute.value > 1]
     for setting in settings(attributes, fractions, cards):
         tried += 1
         problem = attempt(setting)

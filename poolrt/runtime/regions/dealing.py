@@ -59,7 +59,7 @@ def deal(needs: Needs, ranges: tuple[Range, ...]) -> Dealing:
     }
     share = _share(needs, splits)
     if share > _MOST and len(ranges) > 1:
-        raise NotSplittableError(_what_spans(needs, splits))
+        raise NotSplittableError(what_spans(needs, splits) or f"every card would need {share:.0%} of its weights")
     return Dealing(row=needs.row, ranges=ranges, splits=splits, lead=lead, inputs=inputs, share=share)
 
 
@@ -172,8 +172,8 @@ def _share(needs: Needs, splits: dict[str, Split]) -> float:
     return held / sum(sizes.values())
 
 
-def _what_spans(needs: Needs, splits: dict[str, Split]) -> str:
-    """A sentence for weights that every card needs, naming the layers without a matrix that tie their rows together."""
+def what_spans(needs: Needs, splits: dict[str, Split]) -> str:
+    """A sentence that names layers without a matrix that tie rows together which would be on several cards; or ""."""
     whole = [name for name, split in splits.items() if split.is_whole and needs.probe.parameters[name].dim() > 1]
     with_matrix = {name.rpartition(".")[0] for name, weight in needs.probe.parameters.items() if weight.dim() > 1}
     binding = [
@@ -181,8 +181,10 @@ def _what_spans(needs: Needs, splits: dict[str, Split]) -> str:
         for name, split in splits.items()
         if not split.is_whole and (module := name.rpartition(".")[0]) not in with_matrix
     ]
-    culprit = f"{' and '.join(dict.fromkeys(binding))} work across what would be split, so that " if binding else ""
-    return f"{culprit}every card would need all of {', '.join(whole) or 'its weights'}"
+    if not binding or not whole:
+        return ""
+    names = " and ".join(dict.fromkeys(binding))
+    return f"{names} would work across cards: every card would need all of {', '.join(whole)}"
 
 
 def _indices(used: Tensor) -> list[int]:

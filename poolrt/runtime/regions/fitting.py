@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from poolrt.runtime.regions.probe import RegionProbe, differs
 from poolrt.runtime.regions.replica import put_attribute, put_buffers, put_parameters
 from poolrt.runtime.trees import Tree, flatten
 
+Setting = dict[Attribute, tuple[int, ...]]
+"""values by card"""
+
 HOST = torch.device("cpu")
 
 
@@ -30,6 +34,7 @@ class Fitting:
         self.probe, self.dealing = needs.probe, dealing
         self.cards = len(dealing.ranges)
         self._fractions = _fractions(needs.size, dealing, granules)
+        self._group_sizes = _group_sizes(dealing, granules)
         self._rewrite = Forked(
             module="",
             splits=dealing.splits,
@@ -41,8 +46,8 @@ class Fitting:
         with torch.no_grad():
             self._expected = [self._part(needs, card) for card in range(self.cards)]
 
-    def fit(self) -> Forked:
-        """Find the numbers and the joining.
+    def fit(self) -> tuple[Forked, tuple[Attribute, ...]]:
+        """The rewrite with its numbers and its joining, and all numbers that the code reads.
 
         Raises:
             NotSplittableError: if no setting reproduces the region.
@@ -53,13 +58,15 @@ class Fitting:
             found = search(attributes, self._fractions, self.cards, self._attempt)
             if isinstance(found, str):
                 raise NotSplittableError(found)
+            found = self._with_group_sizes(found, attributes)
             self._set(found)
             outputs = [self.output(card) for card in range(self.cards)]
         changes = tuple(
             AttributeChange(path=a.path, in_config=a.in_config, name=a.name, values=values)
             for a, values in found.items()
         )
-        return replace(self._rewrite, attributes=changes, outputs=joinings(whole, outputs, self.probe.tolerance))
+        joined = joinings(whole, outputs, self.probe.tolerance)
+        return replace(self._rewrite, attributes=changes, outputs=joined), tuple(attributes)
 
     def output(self, card: int) -> Tree:
         """What a card's replica makes of the probed call."""
@@ -107,6 +114,17 @@ class Fitting:
                 return f"card {card} gave another output"
         return None
 
+    def _with_group_sizes(self, found: Setting, attributes: Sequence[Attribute]) -> Setting:
+        """Also change numbers that say how many heads share keys and values, where the code does not object.
+
+        Attention kernels that know groups do not need it; others repeat keys and values so many times.
+        """
+        for attribute in attributes:
+            values = self._group_sizes.get(attribute.value)
+            if attribute not in found and values is not None and self._attempt({**found, attribute: values}) is None:
+                found = {**found, attribute: values}
+        return found
+
     def _set(self, setting: dict[Attribute, tuple[int, ...]]) -> None:
         for attribute in self._changed - setting.keys():
             self._put(attribute, (attribute.value,) * self.cards)
@@ -128,6 +146,19 @@ def _put_lead(replica: nn.Module, probe: RegionProbe, lead: Sequence[str], card:
         },
     )
     put_buffers(replica, probe.buffers)
+
+
+def _group_sizes(dealing: Dealing, granules: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """How many fine granules are in a coarse one -> the same for what each card has of them, where that differs."""
+    found = {}
+    for fine, coarse in combinations(granules, 2):
+        if coarse % fine == 0 and coarse // fine > 1:
+            values = tuple(
+                (stop - start) // fine // (-(-stop // coarse) - start // coarse) for start, stop in dealing.ranges
+            )
+            if set(values) != {coarse // fine} and min(values) >= 1:
+                found[coarse // fine] = values
+    return found
 
 
 def _fractions(size: int, dealing: Dealing, granules: Sequence[int]) -> list[Fractions]:

@@ -17,7 +17,14 @@ from poolrt.planning.split import Split
 from poolrt.runtime.regions.fork_join import fork, join
 from poolrt.runtime.regions.parted import part_together
 from poolrt.runtime.regions.plan import Forked, InputSplit, Joining
-from poolrt.runtime.regions.replica import follow_training, put_attribute, put_buffers, put_parameters, replicate
+from poolrt.runtime.regions.replica import (
+    follow_training,
+    parameter_of,
+    put_attribute,
+    put_buffers,
+    put_parameters,
+    replicate,
+)
 from poolrt.runtime.trees import Tree, flatten
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
@@ -77,7 +84,7 @@ class ForkedModule:
         if how == "same":
             return parts[0]
         if how == "parts":
-            return part_together(parts, lead, self._rewrite.module)
+            return part_together(parts, lead)
         return torch.cat([part.to(lead) for part in parts], how)
 
 
@@ -86,9 +93,9 @@ def replica_for(
 ) -> nn.Module:
     """The module as `card` runs it."""
     replica, device = replicate(module), devices[card]
-    own = {name: pieces(module.get_parameter(name))[card] for name in rewrite.splits}
+    own = {name: pieces(parameter_of(module, name))[card] for name in rewrite.splits}
     for name in rewrite.lead:
-        parameter = module.get_parameter(name)
+        parameter = parameter_of(module, name)
         own[name] = parameter if card == 0 else torch.zeros_like(parameter, device=device, requires_grad=False)
     put_parameters(replica, own)
     put_buffers(replica, {name: buffer.to(device) for name, buffer in module.named_buffers(remove_duplicate=False)})

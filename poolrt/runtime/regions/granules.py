@@ -21,6 +21,12 @@ from poolrt.planning.split import Range, apportion
 from poolrt.runtime.regions.needs import Need, Needs
 
 
+_ALIGNMENT = 64
+"""entries: a cut at a multiple keeps matrix products on their fast paths"""
+_MANY = 16
+"""granules per card, so that shares can still be met"""
+
+
 def levels(needs: Needs) -> tuple[int, ...]:
     """Granules of the cut dimension, ascending: each with less in common across its cuts than the one before."""
     first = needs.of((0, 1))
@@ -43,7 +49,7 @@ def allot(size: int, granules: Sequence[int], shares: Sequence[float]) -> tuple[
     Raises:
         ConfigurationError: if there are fewer granules than cards at every level.
     """
-    coarsest = granules[-1]
+    coarsest = _aligned(size, granules[-1], len(shares))
     if size // coarsest >= len(shares):
         counts: tuple[int, ...] = apportion(size, shares, coarsest)
     elif len(granules) > 1:
@@ -52,6 +58,13 @@ def allot(size: int, granules: Sequence[int], shares: Sequence[float]) -> tuple[
         counts = apportion(size, shares, coarsest)
     stops = [sum(counts[: card + 1]) for card in range(len(counts))]
     return tuple((stop - count, stop) for stop, count in zip(stops, counts, strict=True))
+
+
+def _aligned(size: int, granule: int, cards: int) -> int:
+    """A coarser granule that suits the kernels of a GPU, where that still leaves every card a good number of them."""
+    while granule < _ALIGNMENT and size % (2 * granule) == 0 and size // (2 * granule) >= _MANY * cards:
+        granule *= 2
+    return granule
 
 
 def _shared_granules(groups: int, group: int, granule: int, shares: Sequence[float]) -> tuple[int, ...]:

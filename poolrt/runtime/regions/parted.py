@@ -40,16 +40,16 @@ class Parted(torch.Tensor):
 
     parts: tuple[Tensor, ...] | None
     """by card; None once the tensor is needed whole"""
-    source: str
-    """what made it, where a probe asks where values flow; it passes through work on single elements"""
+    sources: tuple[str, ...]
+    """what made it, where a probe asks where values flow; they pass through work on single elements"""
     _whole: Tensor | None
 
     @staticmethod
-    def __new__(cls, parts: Sequence[Tensor], lead: torch.device, source: str) -> Parted:
+    def __new__(cls, parts: Sequence[Tensor], lead: torch.device, sources: tuple[str, ...]) -> Parted:
         """A wrapper without storage of its own."""
         shape = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
         parted: Parted = _T._make_wrapper_subclass(cls, shape, dtype=parts[0].dtype, device=lead)  # type: ignore[attr-defined]
-        parted.parts, parted.source, parted._whole = tuple(parts), source, None
+        parted.parts, parted.sources, parted._whole = tuple(parts), sources, None
         return parted
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
@@ -82,9 +82,9 @@ class Parted(torch.Tensor):
         return args[0] if changed and isinstance(args[0], Parted) else result
 
 
-def part_together(parts: Sequence[Tensor], lead: torch.device, source: str = "") -> Tensor:
+def part_together(parts: Sequence[Tensor], lead: torch.device, sources: tuple[str, ...] = ()) -> Tensor:
     """One tensor from parts of its last dimension, one on each card in order; it is on `lead` to all who ask."""
-    parted: Tensor = _PartTogether.apply(lead, source, *parts)
+    parted: Tensor = _PartTogether.apply(lead, sources, *parts)
     return parted
 
 
@@ -96,9 +96,9 @@ def parts_of(tensor: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...] | None:
 
 class _PartTogether(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, lead: torch.device, source: str, *parts: Tensor) -> Parted:
+    def forward(ctx: Any, lead: torch.device, sources: tuple[str, ...], *parts: Tensor) -> Parted:
         ctx.homes = [(part.device, part.shape[-1]) for part in parts]
-        return Parted(parts, lead, source)
+        return Parted(parts, lead, sources)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -144,7 +144,8 @@ def _pointwise(
 
         return pick
 
-    return _remade(first, [func(*tree_map(at(card), args), **tree_map(at(card), kwargs)) for card in range(len(sizes))])
+    results = [func(*tree_map(at(card), args), **tree_map(at(card), kwargs)) for card in range(len(sizes))]
+    return part_together(results, first.device, tuple(dict.fromkeys(name for x in parted for name in x.sources)))
 
 
 def _handles(*functions: Function) -> Callable[[Function], Function]:
@@ -222,4 +223,4 @@ def _shape(tensor: Tensor) -> torch.Size:
 
 
 def _remade(original: Parted, parts: Sequence[Tensor]) -> Tensor:
-    return part_together(parts, original.device, original.source)
+    return part_together(parts, original.device, original.sources)

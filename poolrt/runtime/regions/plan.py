@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import nn
 
 from poolrt.planning.split import Split
+from poolrt.runtime.regions.replica import parameter_of
 
 Joining = Literal["sum", "same", "parts"] | int
 """how one output comes together from the cards: added up; alike on all, so the first one's; left in parts of its last
@@ -167,7 +168,7 @@ def plan_of(model: nn.Module, cards: int, regions: tuple[Region, ...], refused: 
         for rewrite in region.rewrites:
             module = model.get_submodule(rewrite.module)
             for name, split in parameter_splits(rewrite).items():
-                splits[names[id(module.get_parameter(name))]] = split
+                splits[names[id(parameter_of(module, name))]] = split
     cut = sum(sizes[name] for name, split in splits.items() if not split.is_whole)
     share = cut / max(1, sum(sizes.values()))
     return RegionPlan(cards=cards, regions=regions, refused=refused, split_share=share, splits=splits)

@@ -66,7 +66,7 @@ class RegionProbe:
         """The module's output, taken apart, with `replaced` in place of some weights."""
         weights = {**self.parameters, **self.buffers, **(replaced or {})}
         args, kwargs = self.call
-        with _silent():
+        with watchable():
             return flatten(functional_call(self.module, weights, args, kwargs, tie_weights=False))
 
     def first(self, replaced: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -113,7 +113,7 @@ def evaluated(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def watchable() -> Iterator[None]:
     """torch's fused inference path would not call the modules that are watched; warnings are for the user's own runs."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -34,6 +34,14 @@ def _copied(module: nn.Module, modules: dict[int, nn.Module], configs: dict[int,
     return replica
 
 
+def parameter_of(module: nn.Module, name: str) -> Tensor:
+    """What the module has as its parameter of this name; in a replica that is any tensor."""
+    holder, leaf = _owner(module, name)
+    found = holder._parameters[leaf]
+    assert found is not None
+    return found
+
+
 def put_parameters(replica: nn.Module, parameters: Mapping[str, Tensor]) -> None:
     """Have the replica read these tensors as its parameters, by name; and know the sizes of its linear layers."""
     for name, tensor in parameters.items():

@@ -15,6 +15,7 @@ from poolrt.planning.split import Split
 from poolrt.runtime.regions.fork_join import fork, join
 from poolrt.runtime.regions.parted import parts_of
 from poolrt.runtime.regions.plan import RowLinear
+from poolrt.runtime.regions.replica import parameter_of
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
@@ -25,7 +26,7 @@ class RowSplitLinear:
     def __init__(self, module: nn.Module, rewrite: RowLinear, devices: Sequence[torch.device], pieces: Pieces) -> None:
         self._module, self._devices, self._split = module, tuple(devices), rewrite.split
         self._transposed = rewrite.split.dim == 0
-        self.weights = tuple(pieces(module.get_parameter("weight")))
+        self.weights = tuple(pieces(parameter_of(module, "weight")))
 
     def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name for it)
         """The layer's output on the lead card."""

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from poolrt.errors import ConfigurationError
-from poolrt.runtime.regions.dealing import Dealing, NotSplittableError, deal
+from poolrt.runtime.regions.attributes import Attribute
+from poolrt.runtime.regions.dealing import Dealing, NotSplittableError, deal, what_spans
 from poolrt.runtime.regions.fitting import Fitting
 from poolrt.runtime.regions.granules import allot, levels
 from poolrt.runtime.regions.needs import Needs, RowWeight, row_weights
@@ -20,7 +21,13 @@ _GOOD = 0.15
 """above an even share of the weights: a row weight that leaves cards with less is taken without a look at others"""
 
 
-def fork_of(module: nn.Module, call: Call, shares: Sequence[float], hints: Sequence[str] = ()) -> Forked:
+Read = tuple[Attribute, ...]
+"""the whole numbers that the code of a region reads"""
+
+
+def fork_of(
+    module: nn.Module, call: Call, shares: Sequence[float], hints: Sequence[str] = ()
+) -> tuple[Forked, Read]:
     """How `module` is run by all cards together; `module` of the rewrite is "" and its names are the module's.
 
     Args:
@@ -37,7 +44,9 @@ def fork_of(module: nn.Module, call: Call, shares: Sequence[float], hints: Seque
         return _fit_best(probe, shares, hints)
 
 
-def chain_of(column: nn.Module, row: nn.Module, call: Call, shares: Sequence[float]) -> tuple[Forked, RowLinear]:
+def chain_of(
+    column: nn.Module, row: nn.Module, call: Call, shares: Sequence[float]
+) -> tuple[Forked, RowLinear, Read]:
     """How a module and the linear layer that reads its first output are run by all cards together.
 
     Raises:
@@ -46,7 +55,7 @@ def chain_of(column: nn.Module, row: nn.Module, call: Call, shares: Sequence[flo
     chain = Chain(column, row)
     with evaluated(chain):
         probe = _working_probe(chain, call)
-        forked = _fit_best(probe, shares, ("row.weight",), only=("row.weight",))
+        forked, read = _fit_best(probe, shares, ("row.weight",), only=("row.weight",))
     name = "column."
     if any(not inner.startswith("row.") for inner in forked.lead):
         raise NotSplittableError(f"{', '.join(forked.lead)} are used past the linear layer")
@@ -57,7 +66,8 @@ def chain_of(column: nn.Module, row: nn.Module, call: Call, shares: Sequence[flo
         attributes=tuple(replace(change, path=_inside(change.path)) for change in forked.attributes),
         outputs=("parts", *forked.outputs[1:]),
     )
-    return forked_column, RowLinear(module="", split=forked.splits["row.weight"])
+    inside = tuple(replace(attribute, path=_inside(attribute.path)) for attribute in read)
+    return forked_column, RowLinear(module="", split=forked.splits["row.weight"]), inside
 
 
 def _working_probe(module: nn.Module, call: Call) -> RegionProbe:
@@ -93,7 +103,7 @@ def _check_module(module: nn.Module) -> None:
 
 def _fit_best(
     probe: RegionProbe, shares: Sequence[float], hints: Sequence[str], only: Sequence[str] | None = None
-) -> Forked:
+) -> tuple[Forked, Read]:
     """The fit of the row weight that leaves each card with the least."""
     problems: list[str] = []
     candidates: list[tuple[Needs, Dealing, tuple[int, ...]]] = []
@@ -112,7 +122,7 @@ def _fit_best(
         try:
             return Fitting(needs, dealing, granules).fit()
         except NotSplittableError as problem:
-            problems.insert(0, str(problem))
+            problems.insert(0, what_spans(needs, dealing.splits) or str(problem))
     raise NotSplittableError(problems[0] if problems else "no weight of it is one whose parts' outputs add up")
 
 
@@ -123,5 +133,5 @@ def _dealt(probe: RegionProbe, row: RowWeight, shares: Sequence[float]) -> tuple
 
 
 def _inside(path: str) -> str:
-    """column.a -> a"""
+    """The path inside the first module of a chain: a of column.a."""
     return path.removeprefix("column").removeprefix(".")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from poolrt.runtime.regions.fork_join import fork, join
 from poolrt.runtime.regions.plan import SplitAttention
+from poolrt.runtime.regions.replica import parameter_of
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
@@ -37,9 +38,9 @@ class HeadSplitAttention:
         self, module: nn.MultiheadAttention, rewrite: SplitAttention, devices: Sequence[torch.device], pieces: Pieces
     ) -> None:
         self._module, self._devices = module, tuple(devices)
-        projections = pieces(module.get_parameter("in_proj_weight"))
-        biases = [None] * len(devices) if module.in_proj_bias is None else pieces(module.get_parameter("in_proj_bias"))
-        outs = pieces(module.get_parameter("out_proj.weight"))
+        projections = pieces(parameter_of(module, "in_proj_weight"))
+        biases = [None] * len(devices) if module.in_proj_bias is None else pieces(parameter_of(module, "in_proj_bias"))
+        outs = pieces(parameter_of(module, "out_proj.weight"))
         firsts = [sum(rewrite.heads[:card]) for card in range(len(devices) + 1)]
         self.cards = [
             _CardPieces(projections[card], biases[card], outs[card], slice(firsts[card], firsts[card + 1]))
@@ -96,7 +97,7 @@ class HeadSplitAttention:
     def _on_card(
         self, card: _CardPieces, inputs: Sequence[Tensor], mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """(this card's share of the output, the weights of its heads)"""
+        """This card's share of the output, and the weights of its heads."""
         size = self._module.head_dim
         weights = card.projection.chunk(3)
         biases = (None,) * 3 if card.bias is None else card.bias.chunk(3)

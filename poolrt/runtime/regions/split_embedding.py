@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from poolrt.runtime.regions.fork_join import join
 from poolrt.runtime.regions.plan import SplitEmbedding
+from poolrt.runtime.regions.replica import parameter_of
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
@@ -25,7 +26,7 @@ class RowSplitEmbedding:
     ) -> None:
         self._module, self._devices = module, tuple(devices)
         self._starts = [ranges[0][0] for ranges in rewrite.split.pieces]
-        self.weights = tuple(pieces(module.get_parameter("weight")))
+        self.weights = tuple(pieces(parameter_of(module, "weight")))
 
     def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name for it)
         """The rows of the ids, on the lead card.

@@ -1,0 +1,186 @@
+"""Proof of a rewrite: forward and backward, whole against split, with random weights, before it is used.
+
+    whole:  output, gradient of every input and weight         on the host
+    split:  the same from pieces, on the cards                 must be equal as reordered sums are
+
+The module is only read; weights, buffers and inputs are copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from poolrt.planning.split import Split
+from poolrt.runtime.regions.build import split_forward
+from poolrt.runtime.regions.forked import gathered, sliced
+from poolrt.runtime.regions.plan import Rewrite, parameter_splits
+from poolrt.runtime.regions.probe import Call, RegionProbe, differs, evaluated
+from poolrt.runtime.regions.replica import put_buffers, put_parameters, replicate
+from poolrt.runtime.trees import Tree, flatten
+
+AT_ONCE_NBYTES = 16 << 20
+"""gradients that are held together; larger weights are compared one after another, each in a backward of its own"""
+_BLIND = 1e-3
+"""gradients this much smaller than the largest are compared to that one: a bias of keys has rounding only"""
+
+
+def difference(
+    module: nn.Module,
+    call: Call,
+    rewrites: Sequence[Rewrite],
+    devices: Sequence[torch.device],
+    dtype: torch.dtype = torch.float64,
+) -> str | None:
+    """Where `module` with these rewrites differs from `module` as it is; None if nowhere.
+
+    Args:
+        module: what is called.
+        call: its arguments; objects that keep state (caches) are left out.
+        rewrites: their modules are named from `module`.
+        devices: of the cards; the first is the lead card's.
+        dtype: in which it is computed; fp64 shows small errors best.
+    """
+    with evaluated(module):
+        probe = RegionProbe(module, call, dtype)
+        return _Comparison(probe, rewrites, devices).first_difference()
+
+
+class _Comparison:
+    def __init__(self, probe: RegionProbe, rewrites: Sequence[Rewrite], devices: Sequence[torch.device]) -> None:
+        self._probe, self._lead = probe, devices[0]
+        self._splits = {
+            _join(rewrite.module, name): split
+            for rewrite in rewrites
+            for name, split in parameter_splits(rewrite).items()
+        }
+        self._pieces = {name: self._cut(name, split, devices) for name, split in self._splits.items()}
+        self._whole_weights = {
+            name: weight.detach().to(self._lead).requires_grad_()
+            for name, weight in probe.parameters.items()
+            if name not in self._splits
+        }
+        self._split_module = self._rewritten(rewrites, devices)
+        self._split_call, self._split_inputs = self._call_on_lead()
+
+    def first_difference(self) -> str | None:
+        """Outputs first, then gradients, a group at a time."""
+        try:
+            whole, split = self._probe.run(), self._run_split()
+        except Exception as error:  # the split may hand the region's Python what it cannot take
+            return f"it fails: {type(error).__name__}: {str(error).splitlines()[0][:160]}"
+        problem = self._outputs_differ(whole, split)
+        del split
+        weightings = {
+            place: self._probe.weighting(tensor) for place, tensor in enumerate(whole.tensors) if tensor.requires_grad
+        }
+        del whole
+        if problem is None and not weightings:
+            problem = "no output of it can be differentiated"
+        for names in self._groups():
+            problem = problem or self._gradients_differ(names, weightings)
+        return problem
+
+    # ---- the split module
+
+    def _cut(self, name: str, split: Split, devices: Sequence[torch.device]) -> list[Tensor]:
+        weight = self._probe.parameters[name].detach()
+        return [sliced(weight, split, card).to(device).requires_grad_() for card, device in enumerate(devices)]
+
+    def _rewritten(self, rewrites: Sequence[Rewrite], devices: Sequence[torch.device]) -> nn.Module:
+        clone = replicate(self._probe.module)
+        put_parameters(clone, {**self._probe.parameters, **self._whole_weights})
+        put_buffers(clone, {name: buffer.to(self._lead, copy=True) for name, buffer in self._probe.buffers.items()})
+        names = {id(self._probe.parameters[name]): name for name in self._splits}
+        for rewrite in rewrites:
+            module = clone.get_submodule(rewrite.module)
+            forward = split_forward(module, rewrite, devices, lambda parameter: self._pieces[names[id(parameter)]])
+            module.__dict__["forward"] = forward
+        return clone
+
+    def _call_on_lead(self) -> tuple[Any, dict[str, Tensor]]:
+        tree = flatten(self._probe.call)
+        copies = [leaf.tensor.detach().to(self._lead, copy=True) for leaf in tree.leaves]
+        inputs = {
+            leaf.path: copy.requires_grad_()
+            for leaf, copy in zip(tree.leaves, copies, strict=True)
+            if leaf.path in self._probe.inputs
+        }
+        return tree.rebuild(copies), inputs
+
+    def _run_split(self) -> Tree:
+        args, kwargs = self._split_call
+        return flatten(self._split_module(*args, **kwargs))
+
+    # ---- comparing
+
+    def _outputs_differ(self, whole: Tree, split: Tree) -> str | None:
+        if [leaf.path for leaf in whole.leaves] != [leaf.path for leaf in split.leaves]:
+            return "it returns other tensors"
+        for leaf, tensor in zip(whole.leaves, split.tensors, strict=True):
+            if differs(leaf.tensor.detach(), tensor.detach().cpu(), self._probe.tolerance):
+                return f"its output {leaf.path or 'tensor'} differs"
+        return None
+
+    def _groups(self) -> list[list[str]]:
+        """Names of weights and inputs whose gradients are compared together."""
+        tensors = {**self._probe.parameters, **{f"input {k}": v for k, v in self._probe.inputs.items()}}
+        large = [name for name, tensor in tensors.items() if tensor.nbytes > AT_ONCE_NBYTES]
+        small = [name for name in tensors if name not in large]
+        return [*([small] if small else []), *([name] for name in large)]
+
+    def _gradients_differ(self, names: Sequence[str], weightings: Mapping[int, Tensor]) -> str | None:
+        whole = self._whole_gradients(names, weightings)
+        split = self._split_gradients(names, weightings)
+        largest = max((float(g.abs().max()) for g in whole if g is not None and g.numel()), default=0.0)
+        for name, expected, actual in zip(names, whole, split, strict=True):
+            like = self._tensor(name)
+            pair = [torch.zeros_like(like) if g is None else g for g in (expected, actual)]
+            if differs(pair[0], pair[1], self._probe.tolerance, floor=_BLIND * largest):
+                return f"the gradient of {name} differs"
+        return None
+
+    def _tensor(self, name: str) -> Tensor:
+        inputs = self._probe.inputs
+        return inputs[name.removeprefix("input ")] if name.startswith("input ") else self._probe.parameters[name]
+
+    def _whole_gradients(self, names: Sequence[str], weightings: Mapping[int, Tensor]) -> Sequence[Tensor | None]:
+        outputs = self._probe.run().tensors
+        roots = [outputs[place] for place in weightings]
+        wanted = [self._tensor(name) for name in names]
+        return torch.autograd.grad(roots, wanted, list(weightings.values()), allow_unused=True)
+
+    def _split_gradients(self, names: Sequence[str], weightings: Mapping[int, Tensor]) -> Sequence[Tensor | None]:
+        outputs = self._run_split().tensors
+        pairs = [(outputs[place], given) for place, given in weightings.items() if outputs[place].requires_grad]
+        wanted = [self._split_tensors(name) for name in names]
+        flat = [tensor for tensors in wanted for tensor in tensors]
+        roots, given = [root for root, _ in pairs], [weighting.to(root.device) for root, weighting in pairs]
+        found = iter(torch.autograd.grad(roots, flat, given, allow_unused=True) if roots else [None] * len(flat))
+        by_name = [[next(found) for _ in tensors] for tensors in wanted]
+        return [self._together(name, gradients) for name, gradients in zip(names, by_name, strict=True)]
+
+    def _split_tensors(self, name: str) -> Sequence[Tensor]:
+        if name.startswith("input "):
+            return [self._split_inputs[name.removeprefix("input ")]]
+        return self._pieces[name] if name in self._splits else [self._whole_weights[name]]
+
+    def _together(self, name: str, gradients: Sequence[Tensor | None]) -> Tensor | None:
+        if name not in self._splits:
+            return None if gradients[0] is None else gradients[0].cpu()
+        pieces = self._pieces[name]
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(pieces, gradients, strict=True)]
+        return gathered([piece.cpu() for piece in filled], self._splits[name], self._probe.parameters[name].detach())
+
+
+def within(rewrite: Rewrite, prefix: str) -> Rewrite:
+    """The rewrite with its module named from the module `prefix` instead of the model."""
+    return replace(rewrite, module=rewrite.module.removeprefix(prefix).removeprefix("."))
+
+
+def _join(module: str, name: str) -> str:
+    return f"{module}.{name}" if module else name
