@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from poolrt.runtime.regions.parted import Parted, part_together
 from poolrt.runtime.regions.probe import Call, watchable
+from poolrt.runtime.regions.stand_in import is_linear
 
 Run = Callable[[], Any]
 """calls the model once on a small batch, without a cache"""
@@ -25,11 +26,6 @@ class Captured:
     """the first call of each module, by name and in the order of the calls"""
     readers: dict[str, list[str]] = field(default_factory=dict)
     """linear layer -> modules whose first output it is given as it is, innermost first"""
-
-
-def is_linear(module: nn.Module) -> bool:
-    """torch's linear layer, or GPT-2's Conv1D, which is one with its weight transposed."""
-    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
 
 
 def capture(model: nn.Module, run: Run) -> Captured:

@@ -38,6 +38,23 @@ class NotSplittableError(Exception):
     """Why this row weight does not split the region; the message is a sentence's second half."""
 
 
+def check_promising(needs: Needs) -> None:
+    """Have a look at the smallest part before all cuts are tried.
+
+    Raises:
+        NotSplittableError: if even that needs nearly all of the weights.
+    """
+    one, weights = needs.of((0, 1)), needs.probe.parameters
+    sizes = {name: weight.numel() for name, weight in weights.items() if weight.dim() > 1 and name != needs.row.name}
+    needed = sum(
+        sizes[name] * min(float(used.float().mean()) for used in need)
+        for name in sizes
+        if (need := one[name]) is not None
+    )
+    if needed > _MOST * (sum(sizes.values()) + needs.masked((0, 1)).numel()):
+        raise NotSplittableError(f"even one part of {needs.row.name} needs nearly all of its weights")
+
+
 def deal(needs: Needs, ranges: tuple[Range, ...]) -> Dealing:
     """Find what each card needs for its range of the row weight.
 

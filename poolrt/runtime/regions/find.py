@@ -22,14 +22,15 @@ from poolrt.errors import ConfigurationError
 from poolrt.planning.split import Split
 from poolrt.runtime.model_state import state_restored
 from poolrt.runtime.regions.alike import are_alike, are_called_alike
-from poolrt.runtime.regions.capture import Captured, Run, capture, follow, is_linear
+from poolrt.runtime.regions.capture import Captured, Run, capture, follow
 from poolrt.runtime.regions.dealing import NotSplittableError
-from poolrt.runtime.regions.forms import attention_of, cut_down, embedding_of, inline_of, large_linear_of, linear_dim
+from poolrt.runtime.regions.forms import attention_of, columns_of, embedding_of, inline_of, large_linear_of
 from poolrt.runtime.regions.hints import row_hints
-from poolrt.runtime.regions.plan import Refusal, Region, RegionPlan, Rewrite, parameter_splits, plan_of
+from poolrt.runtime.regions.plan import Refusal, Region, RegionPlan, Rewrite, SplitEmbedding, parameter_splits, plan_of
 from poolrt.runtime.regions.probe import Call, Chain, evaluated
 from poolrt.runtime.regions.search_region import Read, chain_of, fork_of
-from poolrt.runtime.regions.verify import difference, within
+from poolrt.runtime.regions.stand_in import FEW, is_linear, with_fewer
+from poolrt.runtime.regions.verify import difference
 from poolrt.runtime.regions.replica import parameter_of
 
 _MOST_MATRICES = 5
@@ -85,7 +86,7 @@ class _Finder:
     devices: tuple[torch.device, ...]
     regions: list[Region] = field(default_factory=list)
     _known: list[_Known] = field(default_factory=list)
-    _problems: dict[str, str] = field(default_factory=dict)
+    _problems: dict[tuple[str, ...], str] = field(default_factory=dict)
     _taken: set[str] = field(default_factory=set)
     _split: dict[int, Split] = field(default_factory=dict)
     """of parameters, by identity: one that is used in two places is split in one way"""
@@ -101,7 +102,7 @@ class _Finder:
 
     def refused(self) -> tuple[Refusal, ...]:
         """Modules that were looked at in vain, the innermost of each, with the reason."""
-        left = {name: reason for name, reason in self._problems.items() if self._is_free(name)}
+        left = {names[0]: reason for names, reason in self._problems.items() if all(map(self._is_free, names))}
         return tuple(
             Refusal(name=name or type(self.model).__name__, reason=reason)
             for name, reason in left.items()
@@ -139,7 +140,8 @@ class _Finder:
                         forked, row_linear, read = chain_of(m, r, call, self.shares)
                         return [forked, row_linear], read
 
-                    self._consider((column, row), find, Chain(module, reader), ("column", "row"))
+                    context = Chain(module, with_fewer(reader, FEW))
+                    self._consider((column, row), find, context, ("column", "row"))
 
     def _find_attentions(self) -> None:
         for name, module in self._modules.items():
@@ -207,7 +209,7 @@ class _Finder:
             self._known.append(known)
         problem = known.why_not or self._conflict(modules, known.rewrites)
         if problem:
-            self._problems.setdefault(names[0], problem)
+            self._problems.setdefault(names, problem)
             return
         rewrites = [replace(rewrite, module=name) for rewrite, name in zip(known.rewrites, names, strict=True)]
         self.regions.append(Region(name=" -> ".join(names), kind=type(rewrites[0]).__name__, rewrites=tuple(rewrites)))
@@ -230,7 +232,7 @@ class _Finder:
             return _Known(modules, call, (), why_not=str(problem))
         named = [replace(rewrite, module=name) for rewrite, name in zip(rewrites, inside, strict=True)]
         if context is None:
-            context, call_, named = cut_down(modules[0], call, named[0])
+            context, call_, named = _stand_in(modules[0], call, named[0])
         else:
             call_ = call
         wrong = difference(context, call_, named, self.devices)
@@ -255,6 +257,19 @@ class _Finder:
 
 def _as_found(found: tuple[Rewrite, Read]) -> tuple[Sequence[Rewrite], Read]:
     return [found[0]], found[1]
+
+
+def _stand_in(module: nn.Module, call: Call, rewrite: Rewrite) -> tuple[nn.Module, Call, list[Rewrite]]:
+    """A copy of a large layer with a few outputs or rows on each card, a call of it, and its rewrite.
+
+    A proof holds several copies of the weight; of a layer of one known class a small one proves as much.
+    """
+    counts = [min(FEW, size) for size in parameter_splits(rewrite)["weight"].piece_sizes]
+    small = with_fewer(module, sum(counts))
+    if isinstance(rewrite, SplitEmbedding):
+        ids = torch.arange(sum(counts)).reshape(1, -1)
+        return small, ((ids,), {}), [SplitEmbedding(module="", split=Split.from_counts(counts))]
+    return small, call, [columns_of(small, counts)]
 
 
 def _contains(outer: str, inner: str) -> bool:

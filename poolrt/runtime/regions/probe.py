@@ -6,6 +6,7 @@ itself is only read: its parameters are replaced for the length of a call.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from poolrt.runtime.trees import Tree, flatten
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-5}
-"""largest difference, relative to the largest value, that reordered sums explain"""
+"""largest difference, relative to the largest value, that reordered sums explain; by the coarsest dtype in between"""
 
 
 class Chain(nn.Module):
@@ -42,7 +45,6 @@ class RegionProbe:
 
     def __init__(self, module: nn.Module, call: Call, dtype: torch.dtype = torch.float64) -> None:
         self.module, self.dtype = module, dtype
-        self.tolerance = TOLERANCE[dtype]
         self._random = torch.Generator().manual_seed(0)
         self.parameters = {
             name: torch.empty(parameter.shape, dtype=dtype).requires_grad_()
@@ -53,6 +55,14 @@ class RegionProbe:
         }
         self.redraw()
         self.call, self.inputs = self._prepared(call)
+
+    @functools.cached_property
+    def tolerance(self) -> float:
+        """For comparing outputs and gradients: many norms and softmaxes compute in fp32 whatever they are given."""
+        narrow = _NarrowResults()
+        with torch.no_grad(), narrow:
+            self.run()
+        return TOLERANCE[torch.float32 if narrow.found else self.dtype]
 
     def redraw(self) -> None:
         """Other random weights."""
@@ -112,6 +122,21 @@ def evaluated(module: nn.Module) -> Iterator[None]:
             inner.training = mode
 
 
+class _NarrowResults(TorchDispatchMode):
+    """Sees whether an operation gives numbers with fewer digits than fp64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64:
+                self.found = True
+        return result
+
+
 @contextmanager
 def watchable() -> Iterator[None]:
     """torch's fused inference path would not call the modules that are watched; warnings are for the user's own runs."""
@@ -138,8 +163,3 @@ def differs(expected: Tensor, actual: Tensor, tolerance: float, floor: float = 1
         return True
     scale = max(floor, float(torch.where(finite, expected.abs(), 0).max()))
     return bool((torch.where(finite, expected - actual, 0).abs().max() > tolerance * scale).item())
-
-
-def matrices(probe: RegionProbe) -> Sequence[str]:
-    """Names of the weights with two dimensions or more."""
-    return [name for name, weight in probe.parameters.items() if weight.dim() > 1]

@@ -10,12 +10,14 @@ from torch import nn
 
 from poolrt.errors import ConfigurationError
 from poolrt.runtime.regions.attributes import Attribute
-from poolrt.runtime.regions.dealing import Dealing, NotSplittableError, deal, what_spans
+from poolrt.runtime.regions.dealing import Dealing, NotSplittableError, check_promising, deal, what_spans
 from poolrt.runtime.regions.fitting import Fitting
 from poolrt.runtime.regions.granules import allot, levels
 from poolrt.runtime.regions.needs import Needs, RowWeight, row_weights
 from poolrt.runtime.regions.plan import Forked, RowLinear
-from poolrt.runtime.regions.probe import Call, Chain, RegionProbe, evaluated, matrices
+from poolrt.runtime.regions.probe import Call, Chain, RegionProbe, evaluated
+from poolrt.runtime.regions.stand_in import FEW, with_fewer
+from poolrt.runtime.trees import flatten
 
 _GOOD = 0.15
 """above an even share of the weights: a row weight that leaves cards with less is taken without a look at others"""
@@ -52,10 +54,13 @@ def chain_of(
     Raises:
         NotSplittableError: if they stay whole; the message says why.
     """
-    chain = Chain(column, row)
+    chain = Chain(column, with_fewer(row, FEW))
     with evaluated(chain):
         probe = _working_probe(chain, call)
-        forked, read = _fit_best(probe, shares, ("row.weight",), only=("row.weight",))
+        try:
+            forked, read = _fit_best(probe, shares, ("row.weight",), only=("row.weight",))
+        except NotSplittableError as problem:
+            raise NotSplittableError(str(problem).replace("column.", "")) from None
     name = "column."
     if any(not inner.startswith("row.") for inner in forked.lead):
         raise NotSplittableError(f"{', '.join(forked.lead)} are used past the linear layer")
@@ -72,12 +77,12 @@ def chain_of(
 
 def _working_probe(module: nn.Module, call: Call) -> RegionProbe:
     """A probe in fp64; in fp32 for code that insists on it."""
+    _check_module(module)
+    if not any(tensor.is_floating_point() for tensor in flatten(call).tensors):
+        raise NotSplittableError("it reads no numbers")
     problem = ""
     for dtype in (torch.float64, torch.float32):
         probe = RegionProbe(module, call, dtype)
-        if len(matrices(probe)) < 1 or not probe.inputs:
-            raise NotSplittableError("it has no matrix, or reads no numbers")
-        _check_module(module)
         try:
             with torch.no_grad():
                 output = probe.run()
@@ -128,6 +133,7 @@ def _fit_best(
 
 def _dealt(probe: RegionProbe, row: RowWeight, shares: Sequence[float]) -> tuple[Needs, Dealing, tuple[int, ...]]:
     needs = Needs(probe, row)
+    check_promising(needs)
     granules = levels(needs)
     return needs, deal(needs, allot(needs.size, granules, shares)), granules
 
