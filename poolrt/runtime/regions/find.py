@@ -1,7 +1,7 @@
 """Which of a model's layers can be split over cards: found without knowing the model, each one proven.
 
-    1  modules that run on every card by themselves: attention, feed-forward, experts
-    2  a module and the linear layer that reads its output: BERT's attention, intermediate -> output
+    1  a module and the linear layer that reads its output: BERT's attention, intermediate -> output
+    2  modules that run on every card by themselves: attention, feed-forward, experts
     3  torch's own nn.MultiheadAttention
     4  linear layers written one after another in a module's code: fc2(act(fc1(x)))
     5  what is large and left: an embedding by rows, logits and other linear layers by columns
@@ -94,8 +94,8 @@ class _Finder:
     def find(self) -> None:
         self._modules = dict(self.model.named_modules())
         self._captured: Captured = capture(self.model, self.run)
-        self._find_forks()
         self._find_chains()
+        self._find_forks()
         self._find_attentions()
         self._find_inline()
         self._find_large()
@@ -110,6 +110,20 @@ class _Finder:
         )
 
     # ---- the forms
+
+    def _find_chains(self) -> None:
+        for row, columns in self._captured.readers.items():
+            for column in sorted(columns, key=len):
+                module, reader = self._modules[column], self._modules[row]
+                usable = self._is_free(row) and self._is_free(column) and not _contains(column, row)
+                if usable and not is_linear(module) and 1 <= _matrix_count(module) <= _MOST_MATRICES:
+
+                    def find(call: Call, m: nn.Module = module, r: nn.Module = reader) -> tuple[list[Rewrite], Read]:
+                        forked, row_linear, read = chain_of(m, r, call, self.shares)
+                        return [forked, row_linear], read
+
+                    context = Chain(module, with_fewer(reader, FEW))
+                    self._consider((column, row), find, context, ("column", "row"))
 
     def _find_forks(self) -> None:
         for name in self._candidates():
@@ -128,20 +142,6 @@ class _Finder:
             if 2 <= _matrix_count(self._modules[name]) <= _MOST_MATRICES and not _is_list(self._modules[name])
         ]
         return sorted(few, key=lambda name: -name.count(".") if name else 1)
-
-    def _find_chains(self) -> None:
-        for row, columns in self._captured.readers.items():
-            for column in sorted(columns, key=len):
-                module, reader = self._modules[column], self._modules[row]
-                usable = self._is_free(row) and self._is_free(column) and not _contains(column, row)
-                if usable and 1 <= _matrix_count(module) <= _MOST_MATRICES:
-
-                    def find(call: Call, m: nn.Module = module, r: nn.Module = reader) -> tuple[list[Rewrite], Read]:
-                        forked, row_linear, read = chain_of(m, r, call, self.shares)
-                        return [forked, row_linear], read
-
-                    context = Chain(module, with_fewer(reader, FEW))
-                    self._consider((column, row), find, context, ("column", "row"))
 
     def _find_attentions(self) -> None:
         for name, module in self._modules.items():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from poolrt.planning.split import Range
-from poolrt.runtime.regions.probe import RegionProbe, differs
+from poolrt.runtime.regions.probe import RegionProbe, differs, largest_of
 
 _NOISE = 1e-11
 """a gradient this much smaller than the others' largest is rounding: softmax is blind to the bias of the keys"""
@@ -70,14 +70,12 @@ class Needs:
         if not output.requires_grad:
             return dict.fromkeys(wanted)
         gradients = torch.autograd.grad((output * self._weighting).sum(), list(wanted.values()), allow_unused=True)
-        largest = max((float(g.abs().max()) for g in gradients if g is not None and g.numel()), default=0.0)
-        return {
-            name: _by_dimension(gradient, _NOISE * largest) for name, gradient in zip(wanted, gradients, strict=True)
-        }
+        noise = _NOISE * largest_of(gradients)
+        return {name: _by_dimension(gradient, noise) for name, gradient in zip(wanted, gradients, strict=True)}
 
 
 def _by_dimension(gradient: Tensor | None, noise: float) -> list[Tensor] | None:
-    if gradient is None or not gradient.numel() or float(gradient.abs().max()) <= noise:
+    if gradient is None or largest_of([gradient]) <= noise:
         return None
     used = gradient != 0
     return [

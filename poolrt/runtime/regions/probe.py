@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,10 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-5}
 """largest difference, relative to the largest value, that reordered sums explain; by the coarsest dtype in between"""
+
+
+_PIECE = 1 << 17
+"""entries that are compared at once"""
 
 
 class Chain(nn.Module):
@@ -151,15 +155,29 @@ def watchable() -> Iterator[None]:
 
 
 def differs(expected: Tensor, actual: Tensor, tolerance: float, floor: float = 1e-3) -> bool:
-    """Whether two tensors differ by more than `tolerance` of the largest value; values below `floor` count as it."""
+    """Whether two tensors differ by more than `tolerance` of the largest value; below `floor` that counts instead."""
     if expected.shape != actual.shape:
         return True
     if not expected.is_floating_point():
         return not torch.equal(expected, actual)
-    if not expected.numel():
-        return False
-    finite = torch.isfinite(expected)
-    if not torch.equal(finite, torch.isfinite(actual)):
-        return True
-    scale = max(floor, float(torch.where(finite, expected.abs(), 0).max()))
-    return bool((torch.where(finite, expected - actual, 0).abs().max() > tolerance * scale).item())
+    pairs = list(zip(_in_pieces(expected), _in_pieces(actual), strict=True))
+    scale = max((_largest_finite(mine) for mine, _ in pairs), default=0.0)
+    allowed = tolerance * max(floor, scale)
+    return not all(torch.allclose(mine, theirs, rtol=0.0, atol=allowed, equal_nan=True) for mine, theirs in pairs)
+
+
+def largest_of(tensors: Iterable[Tensor | None]) -> float:
+    """The largest size of a value in any of the tensors, without temporaries; 0 where there is none."""
+    infinity = float("inf")
+    return max((float(torch.linalg.vector_norm(t, infinity)) for t in tensors if t is not None and t.numel()), default=0.0)
+
+
+def _in_pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """A comparison makes temporaries of the size of what is compared."""
+    if tensor.dim() == 0 or not tensor.numel():
+        return (tensor.detach(),) if tensor.numel() else ()
+    return tensor.detach().split(max(1, _PIECE * len(tensor) // tensor.numel()))
+
+
+def _largest_finite(tensor: Tensor) -> float:
+    return float(torch.where(torch.isfinite(tensor), tensor.abs(), 0).max())

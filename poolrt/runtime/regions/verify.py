@@ -8,8 +8,7 @@ The module is only read; weights, buffers and inputs are copies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from poolrt.planning.split import Split
 from poolrt.runtime.regions.build import split_forward
 from poolrt.runtime.regions.forked import gathered, sliced
 from poolrt.runtime.regions.plan import Rewrite, parameter_splits
-from poolrt.runtime.regions.probe import Call, RegionProbe, differs, evaluated
+from poolrt.runtime.regions.probe import Call, RegionProbe, differs, evaluated, largest_of
 from poolrt.runtime.regions.replica import put_buffers, put_parameters, replicate
 from poolrt.runtime.trees import Tree, flatten
 
@@ -47,7 +46,11 @@ def difference(
     """
     with evaluated(module):
         probe = RegionProbe(module, call, dtype)
-        return _Comparison(probe, rewrites, devices).first_difference()
+        comparison = _Comparison(probe, rewrites, devices)
+        try:
+            return comparison.first_difference()
+        finally:
+            comparison.let_go()
 
 
 class _Comparison:
@@ -84,6 +87,11 @@ class _Comparison:
         for names in self._groups():
             problem = problem or self._gradients_differ(names, weightings)
         return problem
+
+    def let_go(self) -> None:
+        """Break the circle of a module and its forward, which would keep the weights until it is collected."""
+        for module in self._split_module.modules():
+            module.__dict__.pop("forward", None)
 
     # ---- the split module
 
@@ -136,13 +144,32 @@ class _Comparison:
     def _gradients_differ(self, names: Sequence[str], weightings: Mapping[int, Tensor]) -> str | None:
         whole = self._whole_gradients(names, weightings)
         split = self._split_gradients(names, weightings)
-        largest = max((float(g.abs().max()) for g in whole if g is not None and g.numel()), default=0.0)
-        for name, expected, actual in zip(names, whole, split, strict=True):
-            like = self._tensor(name)
-            pair = [torch.zeros_like(like) if g is None else g for g in (expected, actual)]
-            if differs(pair[0], pair[1], self._probe.tolerance, floor=_BLIND * largest):
+        largest = largest_of(whole)
+        for name, expected, gradients in zip(names, whole, split, strict=True):
+            pairs = self._side_by_side(name, expected, gradients)
+            if any(differs(mine, theirs, self._probe.tolerance, floor=_BLIND * largest) for mine, theirs in pairs):
                 return f"the gradient of {name} differs"
         return None
+
+    def _side_by_side(
+        self, name: str, whole: Tensor | None, gradients: Sequence[Tensor | None]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole gradient and what the cards have of it: piece by piece, or added up where pieces overlap."""
+        like = self._tensor(name)
+        expected = torch.zeros_like(like) if whole is None else whole
+        split = self._splits.get(name)
+        if split is None:
+            yield expected, torch.zeros_like(like) if gradients[0] is None else gradients[0].cpu()
+            return
+        pieces = [
+            torch.zeros(sliced(expected, split, card).shape, dtype=expected.dtype) if piece is None else piece.cpu()
+            for card, piece in enumerate(gradients)
+        ]
+        if not split.is_disjoint:
+            yield expected, gathered(pieces, split, expected)
+            return
+        for card, piece in enumerate(pieces):
+            yield sliced(expected, split, card), piece
 
     def _tensor(self, name: str) -> Tensor:
         inputs = self._probe.inputs
@@ -154,32 +181,21 @@ class _Comparison:
         wanted = [self._tensor(name) for name in names]
         return torch.autograd.grad(roots, wanted, list(weightings.values()), allow_unused=True)
 
-    def _split_gradients(self, names: Sequence[str], weightings: Mapping[int, Tensor]) -> Sequence[Tensor | None]:
+    def _split_gradients(
+        self, names: Sequence[str], weightings: Mapping[int, Tensor]
+    ) -> Sequence[Sequence[Tensor | None]]:
         outputs = self._run_split().tensors
         pairs = [(outputs[place], given) for place, given in weightings.items() if outputs[place].requires_grad]
         wanted = [self._split_tensors(name) for name in names]
         flat = [tensor for tensors in wanted for tensor in tensors]
         roots, given = [root for root, _ in pairs], [weighting.to(root.device) for root, weighting in pairs]
         found = iter(torch.autograd.grad(roots, flat, given, allow_unused=True) if roots else [None] * len(flat))
-        by_name = [[next(found) for _ in tensors] for tensors in wanted]
-        return [self._together(name, gradients) for name, gradients in zip(names, by_name, strict=True)]
+        return [[next(found) for _ in tensors] for tensors in wanted]
 
     def _split_tensors(self, name: str) -> Sequence[Tensor]:
         if name.startswith("input "):
             return [self._split_inputs[name.removeprefix("input ")]]
         return self._pieces[name] if name in self._splits else [self._whole_weights[name]]
-
-    def _together(self, name: str, gradients: Sequence[Tensor | None]) -> Tensor | None:
-        if name not in self._splits:
-            return None if gradients[0] is None else gradients[0].cpu()
-        pieces = self._pieces[name]
-        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(pieces, gradients, strict=True)]
-        return gathered([piece.cpu() for piece in filled], self._splits[name], self._probe.parameters[name].detach())
-
-
-def within(rewrite: Rewrite, prefix: str) -> Rewrite:
-    """The rewrite with its module named from the module `prefix` instead of the model."""
-    return replace(rewrite, module=rewrite.module.removeprefix(prefix).removeprefix("."))
 
 
 def _join(module: str, name: str) -> str:
