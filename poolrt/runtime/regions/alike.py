@@ -1,7 +1,7 @@
 """Whether two modules are the same but for their weights: what was found and proven for one then holds for the other.
 
-Compared are the classes, the names and shapes of weights and buffers, everything the modules hold besides, and what they
-are called with. Of whole numbers only those count that the code reads: a layer's own index seldom does.
+Compared are the classes, the names and shapes of weights and buffers, everything the modules hold besides, and what
+they are called with. Of whole numbers only those count that the code reads: a layer's own index seldom does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Numbers in the region's Python that must change with its pieces: heads, sizes to split by, groups.
 
-Which are read is watched during one call. How they change is searched: a card's replica must give exactly what the whole
-region gives with only that card's part of the row weight left. Candidates are the same fractions by which weights were
-split, and their quotients (query heads per key-value head); few changes are tried first.
+Which are read is watched during one call. How they change is searched: a card's replica must give exactly what the
+whole region gives with only that card's part of the row weight left. Candidates are the same fractions by which weights
+were split, and their quotients (query heads per key-value head); few changes are tried first.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def watched(module: nn.Module) -> Iterator[list[Attribute]]:
 def _watch(
     holder: Any, path: str, in_config: bool, seen: dict[Attribute, None], changed: list[tuple[Any, type]]
 ) -> None:
-    own = type(holder)
+    own: Any = type(holder)
 
     def reading(self: Any, name: str) -> Any:
         value = own.__getattribute__(self, name)
@@ -71,8 +71,9 @@ def _watch(
             seen.setdefault(Attribute(path, in_config, name, value))
         return value
 
+    watching = type(own.__name__, (own,), {"__getattribute__": reading})
     try:
-        holder.__class__ = type(own.__name__, (own,), {"__getattribute__": reading})
+        holder.__class__ = watching
     except TypeError:  # a class whose objects cannot change theirs: nothing of it can be changed either
         return
     changed.append((holder, own))

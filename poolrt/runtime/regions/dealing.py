@@ -163,9 +163,7 @@ def _partial(tensor: Tensor, needed: Sequence[list[Tensor] | None]) -> Split | N
 
 def _one_period(split: Split) -> Split:
     """The shortest pattern that the split repeats: samples times heads have one of the heads."""
-    holders = [
-        tuple(card for card in range(split.cards) if _holds(split, card, index)) for index in range(split.size)
-    ]
+    holders = [tuple(card for card in range(split.cards) if _holds(split, card, index)) for index in range(split.size)]
     period = next(
         length
         for length in range(1, split.size + 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from poolrt.planning.split import Split
 from poolrt.runtime.regions.attributes import Attribute, Fractions, search, watched
 from poolrt.runtime.regions.dealing import Dealing, NotSplittableError
+from poolrt.runtime.regions.dropouts import dropout_of_the_sum, drops_of
 from poolrt.runtime.regions.forked import index_of, replica_for, sliced
 from poolrt.runtime.regions.needs import Needs
 from poolrt.runtime.regions.plan import AttributeChange, Forked, InputSplit, Joining
@@ -61,12 +62,13 @@ class Fitting:
             found = self._with_group_sizes(found, attributes)
             self._set(found)
             outputs = [self.output(card) for card in range(self.cards)]
+            dropout = self._dropout_of_the_sum()
         changes = tuple(
             AttributeChange(path=a.path, in_config=a.in_config, name=a.name, values=values)
             for a, values in found.items()
         )
         joined = joinings(whole, outputs, self.probe.tolerance)
-        return replace(self._rewrite, attributes=changes, outputs=joined), tuple(attributes)
+        return replace(self._rewrite, attributes=changes, outputs=joined, dropout_after=dropout), tuple(attributes)
 
     def output(self, card: int) -> Tree:
         """What a card's replica makes of the probed call."""
@@ -113,6 +115,16 @@ class Fitting:
             if not tensors or differs(self._expected[card], tensors[0], self.probe.tolerance):
                 return f"card {card} gave another output"
         return None
+
+    def _dropout_of_the_sum(self) -> str | None:
+        with drops_of(self.probe.module) as whole:
+            output = self.probe.run()
+        cards = []
+        for card, replica in enumerate(self._replicas):
+            with drops_of(replica) as drops:
+                self.output(card)
+            cards.append(drops)
+        return dropout_of_the_sum(whole, output, cards, self.probe.tolerance)
 
     def _with_group_sizes(self, found: Setting, attributes: Sequence[Attribute]) -> Setting:
         """Also change numbers that say how many heads share keys and values, where the code does not object.

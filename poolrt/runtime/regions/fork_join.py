@@ -43,10 +43,11 @@ class _Fork(torch.autograd.Function):
 
 
 class _Join(torch.autograd.Function):
-    """Keeps a token for backward. Under a checkpoint without reentry the first kept tensor that backward asks for
+    """The sum. It keeps a token for backward.
 
-    starts the recomputation of the whole frame. The join is asked before any card's own nodes, and alone: without the
-    token two cards' autograd threads could start it at once, and torch does not lock it.
+    Under a checkpoint without reentry the first kept tensor that backward asks for starts the recomputation of the
+    whole frame. The join is asked before any card's own nodes, and alone: without the token two cards' autograd
+    threads could start it at once, and torch does not lock it.
     """
 
     @staticmethod

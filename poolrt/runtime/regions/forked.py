@@ -1,12 +1,12 @@
 """A module that runs on every card at once: each card's replica on the card's pieces.
 
-    forward(x)      x  --fork-->  replica 0 (card 0's pieces)  --.
-                                  replica 1 (card 1's pieces)  --join--> output on the lead card
+forward(x)      x  --fork-->  replica 0 (card 0's pieces)  --.
+replica 1 (card 1's pieces)  --join--> output on the lead card
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from poolrt.errors import ModelError
 from poolrt.planning.split import Split
+from poolrt.runtime.regions.card_caches import caches_of, is_cache
 from poolrt.runtime.regions.fork_join import fork, join
 from poolrt.runtime.regions.parted import part_together
 from poolrt.runtime.regions.plan import Forked, InputSplit, Joining
@@ -25,7 +26,7 @@ from poolrt.runtime.regions.replica import (
     put_parameters,
     replicate,
 )
-from poolrt.runtime.trees import Tree, flatten
+from poolrt.runtime.trees import flatten
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 """pieces(parameter): one tensor per card, each on its card; leaves where they are trained"""
@@ -46,18 +47,28 @@ class ForkedModule:
         """The module's output, from what all cards made of the same arguments."""
         for modules in self._modules:
             follow_training(self._originals, modules)
-        calls = self._fork((args, kwargs))
+        calls = self._fork(args, kwargs)
         outputs = [replica(*args, **kwargs) for replica, (args, kwargs) in zip(self.replicas, calls, strict=True)]
         return self._join(outputs)
 
-    def _fork(self, call: Any) -> list[Any]:
-        tree = flatten(call)
-        if tree.has_state:
-            raise ModelError(_cannot_share(self._rewrite.module, tree))
-        by_leaf = [
-            self._to_cards(leaf.tensor, self._inputs.get(leaf.path)) for leaf in tree.leaves
+    def _fork(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The arguments as each card reads them."""
+        tree = flatten((args, kwargs))
+        by_leaf = [self._to_cards(leaf.tensor, self._inputs.get(leaf.path)) for leaf in tree.leaves]
+        calls = [tree.rebuild(tensors[card] for tensors in by_leaf) for card in range(len(self._devices))]
+        return self._with_caches(calls) if tree.has_state else calls
+
+    def _with_caches(self, calls: list[Any]) -> list[Any]:
+        """Each card with its own of the caches among the arguments."""
+        cards = len(calls)
+
+        def own(value: Any, card: int) -> Any:
+            return caches_of(value, cards)[card] if is_cache(value) else value
+
+        return [
+            (tuple(own(value, card) for value in args), {name: own(value, card) for name, value in kwargs.items()})
+            for card, (args, kwargs) in enumerate(calls)
         ]
-        return [tree.rebuild(tensors[card] for tensors in by_leaf) for card in range(len(self._devices))]
 
     def _to_cards(self, tensor: Tensor, part: InputSplit | None) -> Sequence[Tensor]:
         if part is None or tensor.shape[part.split.dim] == 1:
@@ -139,14 +150,3 @@ def gathered(pieces: Sequence[Tensor], split: Split, like: Tensor) -> Tensor:
             total.narrow(split.dim, first, last - first).add_(piece.narrow(split.dim, start, last - first))
             start += last - first
     return total
-
-
-def _cannot_share(module: str, tree: Tree) -> str:
-    kinds = {type(value).__name__ for _, value in tree.constants if hasattr(value, "__dict__")}
-    return (
-        f"{module} is split over cards and was called with {', '.join(sorted(kinds))}, an object that keeps state; "
-        "call the model with use_cache=False"
-    )
-
-
-Splits = Mapping[str, Split]

@@ -1,4 +1,4 @@
-"""Forms that are known by torch's own classes: attention, embeddings, linear layers. What they claim is proven as well."""
+"""Forms known by torch's own classes: attention, embeddings, linear layers. What they claim is proven as well."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from poolrt.runtime.regions.granules import allot
 from poolrt.runtime.regions.plan import Forked, Rewrite, RowLinear, SplitAttention, SplitEmbedding
 from poolrt.runtime.regions.replica import parameter_of
 from poolrt.runtime.regions.stand_in import linear_dim
+
 
 def attention_of(module: nn.MultiheadAttention, shares: Sequence[float]) -> SplitAttention:
     """Some heads on each card.

@@ -5,21 +5,20 @@
 
     levels    1 (cuts through a head)   <   head   <   group
 
-A cut is best where neighbours need nothing in common: the coarsest level. With fewer groups than cards, some cards share
-a group, and it is cut at the next finer level.
+A cut is best where neighbours need nothing in common: the coarsest level. With fewer groups than cards, some cards
+share a group, and it is cut at the next finer level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from torch import Tensor
 
 from poolrt.errors import ConfigurationError
 from poolrt.planning.split import Range, apportion
 from poolrt.runtime.regions.needs import Need, Needs
-
 
 _ALIGNMENT = 64
 """entries: a cut at a multiple keeps matrix products on their fast paths"""
@@ -84,7 +83,7 @@ def _runs(count: int, parts: int) -> Iterator[list[Range]]:
     """All ways to cut 0..count into so many runs."""
     for cuts in combinations(range(1, count), parts - 1):
         bounds = (0, *cuts, count)
-        yield list(zip(bounds, bounds[1:], strict=False))
+        yield list(pairwise(bounds))
 
 
 def _divisors(size: int) -> list[int]:

@@ -26,6 +26,6 @@ def row_hints(model: nn.Module, module: str, names: Mapping[str, object]) -> tup
 
 
 def _patterns(name: str) -> set[str]:
-    """a.0.b.weight -> what may stand for it in a plan: a.*.b.weight, a.*.b"""
+    """What may stand for a.0.b.weight in a plan: a.*.b.weight, a.*.b."""
     general = re.sub(r"\.\d+(?=\.|$)", ".*", name)
     return {general, general.removesuffix(".weight")}

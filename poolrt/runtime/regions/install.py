@@ -70,7 +70,7 @@ def _call(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _leave_fast_path(model: nn.Module, put: Callable[[dict[str, Any], str, Any], None]) -> None:
-    """torch's fused inference path of an encoder layer reads the layers' weights and calls none of them."""
+    """Torch's fused inference path of an encoder layer reads the layers' weights and calls none of them."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and _is_split(module):
             put(module.__dict__, "activation_relu_or_gelu", 0)

@@ -78,9 +78,7 @@ def _by_dimension(gradient: Tensor | None, noise: float) -> list[Tensor] | None:
     if gradient is None or largest_of([gradient]) <= noise:
         return None
     used = gradient != 0
-    return [
-        used.movedim(dim, 0).flatten(1).any(1) if used.dim() > 1 else used.clone() for dim in range(gradient.dim())
-    ]
+    return [used.movedim(dim, 0).flatten(1).any(1) if used.dim() > 1 else used.clone() for dim in range(gradient.dim())]
 
 
 def row_weights(probe: RegionProbe, first: Sequence[str] = ()) -> list[RowWeight]:

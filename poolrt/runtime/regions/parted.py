@@ -45,14 +45,14 @@ class Parted(torch.Tensor):
     _whole: Tensor | None
 
     @staticmethod
-    def __new__(cls, parts: Sequence[Tensor], lead: torch.device, sources: tuple[str, ...]) -> Parted:
+    def __new__(cls: type[Parted], parts: Sequence[Tensor], lead: torch.device, sources: tuple[str, ...]) -> Parted:
         """A wrapper without storage of its own."""
         shape = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
-        parted: Parted = _T._make_wrapper_subclass(cls, shape, dtype=parts[0].dtype, device=lead)  # type: ignore[attr-defined]
+        parted: Parted = _T._make_wrapper_subclass(cls, shape, dtype=parts[0].dtype, device=lead)
         parted.parts, parted.sources, parted._whole = tuple(parts), sources, None
         return parted
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Parted({self.whole()!r})"
 
     def whole(self) -> Tensor:
@@ -74,7 +74,9 @@ class Parted(torch.Tensor):
             return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch's own stub forgets the class
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         """Everything else is done with the whole tensor; autograd has recorded it above us."""
         changed = func._schema.is_mutable
         whole_args, whole_kwargs = tree_map(_unwrapped, (args, kwargs or {}))

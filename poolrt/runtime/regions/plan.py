@@ -94,6 +94,11 @@ class SplitAttention:
     """by card"""
 
 
+Kind = Literal["chain", "fork", "attention", "inline", "embedding", "columns"]
+"""the form: a module and the linear layer that reads it, a module by itself, torch's own attention, linear layers in a
+
+module's code, an embedding by rows, a linear layer by columns"""
+
 Rewrite = Forked | RowLinear | SplitEmbedding | SplitAttention
 
 
@@ -102,8 +107,7 @@ class Region:
     """Modules that are split across the cards together."""
 
     name: str
-    kind: str
-    """attention, feed-forward, ...: as far as its form tells; for readers"""
+    kind: Kind
     rewrites: tuple[Rewrite, ...]
 
 

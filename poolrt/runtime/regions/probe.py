@@ -1,4 +1,4 @@
-"""A region on the host with random weights in fp64: what discovery asks its questions of, and what a rewrite must equal.
+"""A region on the host with random weights in fp64: what discovery asks, and what a rewrite must equal.
 
 Random weights make every dependence show as a gradient that is not zero, and fp64 makes "equal" sharp. The module
 itself is only read: its parameters are replaced for the length of a call.
@@ -54,9 +54,7 @@ class RegionProbe:
             name: torch.empty(parameter.shape, dtype=dtype).requires_grad_()
             for name, parameter in module.named_parameters(remove_duplicate=False)
         }
-        self.buffers = {
-            name: self._converted(buffer) for name, buffer in module.named_buffers(remove_duplicate=False)
-        }
+        self.buffers = {name: self._converted(buffer) for name, buffer in module.named_buffers(remove_duplicate=False)}
         self.redraw()
         self.call, self.inputs = self._prepared(call)
 
@@ -143,7 +141,7 @@ class _NarrowResults(TorchDispatchMode):
 
 @contextmanager
 def watchable() -> Iterator[None]:
-    """torch's fused inference path would not call the modules that are watched; warnings are for the user's own runs."""
+    """Without torch's fused inference path, which calls no inner module; warnings are for the user's own runs."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -169,7 +167,9 @@ def differs(expected: Tensor, actual: Tensor, tolerance: float, floor: float = 1
 def largest_of(tensors: Iterable[Tensor | None]) -> float:
     """The largest size of a value in any of the tensors, without temporaries; 0 where there is none."""
     infinity = float("inf")
-    return max((float(torch.linalg.vector_norm(t, infinity)) for t in tensors if t is not None and t.numel()), default=0.0)
+    return max(
+        (float(torch.linalg.vector_norm(t, infinity)) for t in tensors if t is not None and t.numel()), default=0.0
+    )
 
 
 def _in_pieces(tensor: Tensor) -> Sequence[Tensor]:

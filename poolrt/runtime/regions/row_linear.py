@@ -1,6 +1,6 @@
 """A linear layer split by its input: each card multiplies its part of the input, the products are added up.
 
-    y  =  x_0 W_0  +  x_1 W_1  +  bias          x_c, W_c on card c; the bias once, on the lead card
+y  =  x_0 W_0  +  x_1 W_1  +  bias          x_c, W_c on card c; the bias once, on the lead card
 """
 
 from __future__ import annotations

@@ -27,9 +27,7 @@ Read = tuple[Attribute, ...]
 """the whole numbers that the code of a region reads"""
 
 
-def fork_of(
-    module: nn.Module, call: Call, shares: Sequence[float], hints: Sequence[str] = ()
-) -> tuple[Forked, Read]:
+def fork_of(module: nn.Module, call: Call, shares: Sequence[float], hints: Sequence[str] = ()) -> tuple[Forked, Read]:
     """How `module` is run by all cards together; `module` of the rewrite is "" and its names are the module's.
 
     Args:
@@ -46,9 +44,7 @@ def fork_of(
         return _fit_best(probe, shares, hints)
 
 
-def chain_of(
-    column: nn.Module, row: nn.Module, call: Call, shares: Sequence[float]
-) -> tuple[Forked, RowLinear, Read]:
+def chain_of(column: nn.Module, row: nn.Module, call: Call, shares: Sequence[float]) -> tuple[Forked, RowLinear, Read]:
     """How a module and the linear layer that reads its first output are run by all cards together.
 
     Raises:

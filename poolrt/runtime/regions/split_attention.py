@@ -63,9 +63,7 @@ class HeadSplitAttention:
         inputs = [self._batch_first(tensor, batched) for tensor in (query, key, value)]
         mask = self._mask(inputs[0], inputs[1].shape[1], key_padding_mask, attn_mask)
         forked = _fork_once(inputs, self._devices)
-        results = [
-            self._on_card(piece, forked[card], mask, need_weights) for card, piece in enumerate(self.cards)
-        ]
+        results = [self._on_card(piece, forked[card], mask, need_weights) for card, piece in enumerate(self.cards)]
         output = join([context for context, _ in results], self._devices[0])
         bias = self._module.out_proj.bias
         output = output if bias is None else output + bias

@@ -12,7 +12,7 @@ FEW = 16
 
 
 def is_linear(module: nn.Module) -> bool:
-    """torch's linear layer, or GPT-2's Conv1D, which is one with its weight transposed."""
+    """Torch's linear layer, or GPT-2's Conv1D, which is one with its weight transposed."""
     return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
 
 
