@@ -60,10 +60,12 @@ class HeadSplitAttention:
     ) -> tuple[Tensor, Tensor | None]:
         """Attention over all heads, on the lead card; `is_causal` is a hint that the mask says better."""
         batched = query.dim() == 3
-        inputs = [self._batch_first(tensor, batched) for tensor in (query, key, value)]
-        mask = self._mask(inputs[0], inputs[1].shape[1], key_padding_mask, attn_mask)
-        forked = _fork_once(inputs, self._devices)
-        results = [self._on_card(piece, forked[card], mask, need_weights) for card, piece in enumerate(self.cards)]
+        by_card = _fork_once((query, key, value), self._devices)
+        mask, causal = self._mask(key, key_padding_mask, attn_mask, is_causal and not need_weights)
+        results = []
+        for piece, given in zip(self.cards, by_card, strict=True):
+            inputs = [self._batch_first(tensor, batched) for tensor in given]
+            results.append(self._on_card(piece, inputs, mask, causal, need_weights))
         output = join([context for context, _ in results], self._devices[0])
         bias = self._module.out_proj.bias
         output = output if bias is None else output + bias
@@ -82,18 +84,28 @@ class HeadSplitAttention:
             return output.squeeze(0)
         return output if self._module.batch_first else output.transpose(0, 1)
 
-    def _mask(self, query: Tensor, keys: int, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
-        """One additive mask [batch or 1, heads or 1, queries or 1, keys], or None."""
-        total = None if mask is None else _additive(mask, query.dtype)
+    def _mask(
+        self, key: Tensor, padding: Tensor | None, mask: Tensor | None, causal: bool
+    ) -> tuple[Tensor | None, bool]:
+        """One additive mask [batch or 1, heads or 1, queries or 1, keys], or the kernel's own causal one, or none.
+
+        Raises:
+            RuntimeError: for the hint that a mask is causal without a mask, as torch does.
+        """
+        if causal and mask is None:
+            raise RuntimeError("attn_mask is needed where is_causal says that it is causal")
+        if causal and padding is None:
+            return None, True
+        total = None if mask is None else _additive(mask, key.dtype)
         if total is not None:
             total = total[None, None] if total.dim() == 2 else total.unflatten(0, (-1, self._module.num_heads))
         if padding is None:
-            return total
-        blocked = _additive(padding, query.dtype).reshape(-1, 1, 1, keys)
-        return blocked if total is None else total + blocked
+            return total, False
+        blocked = _additive(padding, key.dtype).reshape(-1, 1, 1, padding.shape[-1])
+        return blocked if total is None else total + blocked, False
 
     def _on_card(
-        self, card: _CardPieces, inputs: Sequence[Tensor], mask: Tensor | None, need_weights: bool
+        self, card: _CardPieces, inputs: Sequence[Tensor], mask: Tensor | None, causal: bool, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """This card's share of the output, and the weights of its heads."""
         size = self._module.head_dim
@@ -112,7 +124,7 @@ class HeadSplitAttention:
             attention = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropped)
             context = attention @ value
         else:
-            context = F.scaled_dot_product_attention(query, key, value, mask, dropped)
+            context = F.scaled_dot_product_attention(query, key, value, mask, dropped, causal)
         return F.linear(context.transpose(1, 2).flatten(2), card.out), attention
 
 

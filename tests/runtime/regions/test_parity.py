@@ -1,0 +1,57 @@
+"""Models split over virtual cards against the same models whole: loss, all outputs, the gradient of every parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from runtime.regions.conftest import Splitter
+from runtime.regions.specimens import SPECIMENS
+from torch import Tensor
+
+from poolrt.runtime.trees import flatten
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+THREE = ("bert", "gpt2", "llama-2", "phi3", "falcon-new", "transformer")
+FOUR = (
+    "llama-1", "llama-4", "qwen2", "qwen3", "t5", "vit", "mixtral", "whisper", "gpt-neox", "falcon-multi-query",
+    "falcon-alibi", "encoder",
+)  # fmt: skip
+CASES = [(name, 2) for name in SPECIMENS] + [(name, 3) for name in THREE] + [(name, 4) for name in FOUR]
+
+
+def assert_close(expected: Tensor, actual: Tensor, tolerance: float, scale: float, what: str) -> None:
+    assert expected.shape == actual.shape, what
+    assert (expected - actual.cpu()).abs().max().item() <= tolerance * scale, what
+
+
+def assert_outputs_agree(expected: Any, actual: Any, tolerance: float) -> None:
+    ours, theirs = flatten(actual), flatten(expected)
+    assert [leaf.path for leaf in ours.leaves] == [leaf.path for leaf in theirs.leaves]
+    for mine, leaf in zip(ours.leaves, theirs.leaves, strict=True):
+        assert_close(leaf.tensor, mine.tensor, tolerance, leaf.tensor.abs().max().item(), leaf.path)
+
+
+@pytest.mark.parametrize(("name", "count"), CASES, ids=[f"{name}-{count}" for name, count in CASES])
+def test_split_and_whole_agree(name: str, count: int, split: Splitter):
+    specimen = SPECIMENS[name]
+    reference, batch = specimen.build()
+    expected = reference(**batch)
+    expected["loss"].backward()
+
+    model, batch = specimen.build()
+    made = split(model, batch, [1.0] * count)
+    actual = model(**made.batch)
+    actual["loss"].backward()
+
+    assert_outputs_agree(expected, actual, specimen.tolerance)
+    gradients = {key: parameter.grad for key, parameter in reference.named_parameters()}
+    scale = max(gradient.abs().max().item() for gradient in gradients.values() if gradient is not None)
+    for key, parameter in model.named_parameters():
+        gradient = made.pieces.gradient(parameter)
+        assert (gradient is None) == (gradients[key] is None), key
+        if gradient is not None:
+            assert_close(gradients[key], gradient, specimen.tolerance, scale, key)
+    if count == 2:
+        assert made.plan.split_share >= specimen.share, made.plan.explain()
