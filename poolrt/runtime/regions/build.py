@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,11 @@ from poolrt.runtime.regions.split_embedding import RowSplitEmbedding
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
 
-def split_forward(
-    module: nn.Module, rewrite: Rewrite, devices: Sequence[torch.device], pieces: Pieces
-) -> Callable[..., Any]:
+SplitForward = ForkedModule | RowSplitLinear | RowSplitEmbedding | HeadSplitAttention
+"""callable as the module's forward; `slots()` says where it reads its pieces"""
+
+
+def split_forward(module: nn.Module, rewrite: Rewrite, devices: Sequence[torch.device], pieces: Pieces) -> SplitForward:
     """The forward that computes what `module` does, split over `devices`; the first of them is the lead card.
 
     Args:

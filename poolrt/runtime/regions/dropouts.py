@@ -118,6 +118,6 @@ def dropout_of_the_sum(
             found = drop.module
         elif drop.rate and (shared or added):
             raise NotSplittableError(
-                f"{drop.module or 'its code'} drops from what all cards share, each would differently"
+                f"{drop.module or 'its code'} drops entries of what all cards share, and each would drop others"
             )
     return found

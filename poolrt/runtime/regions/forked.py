@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from poolrt.errors import ModelError
 from poolrt.planning.split import Split
+from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.card_caches import caches_of, is_cache
 from poolrt.runtime.regions.fork_join import fork, join
 from poolrt.runtime.regions.parted import part_together
@@ -25,6 +26,7 @@ from poolrt.runtime.regions.replica import (
     put_buffers,
     put_parameters,
     replicate,
+    slot_of,
 )
 from poolrt.runtime.trees import flatten
 
@@ -50,6 +52,12 @@ class ForkedModule:
         calls = self._fork(args, kwargs)
         outputs = [replica(*args, **kwargs) for replica, (args, kwargs) in zip(self.replicas, calls, strict=True)]
         return self._join(outputs)
+
+    def slots(self) -> list[Slot]:
+        """Where the pieces stand that the cards read, and parameters of the lead card."""
+        names = [(name, card) for name in self._rewrite.splits for card in range(len(self.replicas))]
+        lead = [(name, 0) for name in self._rewrite.lead]
+        return [slot_of(self.replicas[card], name, card) for name, card in (*names, *lead)]
 
     def _fork(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The arguments as each card reads them."""

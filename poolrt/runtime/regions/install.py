@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from poolrt.errors import ModelError
-from poolrt.runtime.regions.build import split_forward
+from poolrt.runtime.place import Slot
+from poolrt.runtime.regions.build import SplitForward, split_forward
 from poolrt.runtime.regions.plan import RegionPlan
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
@@ -21,9 +22,9 @@ class Installed:
     """A model whose regions run split; `uninstall` makes it as it was."""
 
     def __init__(self, model: nn.Module, plan: RegionPlan, devices: Sequence[torch.device], pieces: Pieces) -> None:
-        self.forwards: dict[str, Callable[..., Any]] = {}
+        self.forwards: dict[str, SplitForward] = {}
+        """by the module's name"""
         self._undo: list[tuple[dict[str, Any], str, Any]] = []
-        self._redo: list[tuple[dict[str, Any], str, Any]] = []
         rewrites = [rewrite for region in plan.regions for rewrite in region.rewrites]
         modules = [model.get_submodule(rewrite.module) for rewrite in rewrites]
         for rewrite, module in zip(rewrites, modules, strict=True):
@@ -34,6 +35,10 @@ class Installed:
             forward = self.forwards[rewrite.module]
             self._put(module.__dict__, "forward", functools.wraps(module.forward)(_call(forward)))
         _leave_fast_path(model, self._put)
+
+    def slots(self) -> list[Slot]:
+        """Where the forwards read pieces, and where parameters that are applied on the lead card alone."""
+        return [slot for forward in self.forwards.values() for slot in forward.slots()]
 
     def uninstall(self) -> None:
         """The modules run their own forward again."""

@@ -31,6 +31,9 @@ _POINTWISE: set[Function] = {
     _T.float, _T.double, _T.half, _T.bfloat16, _T.contiguous, _T.clone, _T.detach,
 }  # fmt: skip
 _WATCHED: set[Function] = {_T.register_hook, _T.retain_grad, _T.register_post_accumulate_grad_hook}
+_LEAVES_TORCH: set[Function] = {
+    _T.numpy, _T.tolist, _T.__array__, _T.__reduce_ex__, _T.__deepcopy__, _T.data_ptr, _T.untyped_storage,
+}  # fmt: skip
 _HANDLERS: dict[Function, Callable[..., Any]] = {}
 _UNHANDLED = object()
 
@@ -90,6 +93,15 @@ def part_together(parts: Sequence[Tensor], lead: torch.device, sources: tuple[st
     return parted
 
 
+def brought_together(tensor: Tensor) -> Tensor:
+    """A plain tensor on the lead card, with its history, where the tensor lies in parts; else the tensor itself."""
+    if not isinstance(tensor, Parted):
+        return tensor
+    if tensor.parts is None:
+        return tensor.view_as(tensor)
+    return torch.cat([part.to(tensor.device) for part in tensor.parts], -1)
+
+
 def parts_of(tensor: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...] | None:
     """The parts of a tensor that has such in these sizes and was not needed whole; else None."""
     parts = tensor.parts if type(tensor) is Parted else None
@@ -115,6 +127,8 @@ def _unwrapped(value: Any) -> Any:
 def _on_parts(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     parted = [tensor for tensor in tensors if isinstance(tensor, Parted)]
+    if func in _LEAVES_TORCH:
+        return func(brought_together(parted[0]), *args[1:], **kwargs)
     if any(tensor.parts is None for tensor in parted):
         return _UNHANDLED
     if func in _POINTWISE:

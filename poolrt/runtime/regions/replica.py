@@ -12,12 +12,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from poolrt.runtime.place import Slot
+
+_HOOKS = frozenset(name for name in nn.Module().__dict__ if "hooks" in name)
 _OWN = ("_parameters", "_buffers", "_modules")
 
 
 def replicate(module: nn.Module) -> nn.Module:
-    """A shallow copy of a tree of modules."""
-    return _copied(module, {}, {})
+    """A shallow copy of a tree of modules; hooks of the root stay with the original, where they are called once."""
+    replica = _copied(module, {}, {})
+    replica.__dict__.update({name: type(value)() for name, value in replica.__dict__.items() if name in _HOOKS})
+    return replica
 
 
 def _copied(module: nn.Module, modules: dict[int, nn.Module], configs: dict[int, Any]) -> nn.Module:
@@ -51,6 +56,19 @@ def put_parameters(replica: nn.Module, parameters: Mapping[str, Tensor]) -> None
             module.out_features, module.in_features = tensor.shape
         elif leaf == "weight" and type(module).__name__ == "Conv1D":  # GPT-2's linear layer, its weight transposed
             module.__dict__["nf"] = tensor.shape[1]
+
+
+def holder_of(pieces: Mapping[str, Tensor]) -> nn.Module:
+    """A module that does nothing but hold these tensors as its parameters."""
+    holder = nn.Module()
+    holder._parameters.update(pieces)  # type: ignore[arg-type]  # a piece may be a plain tensor
+    return holder
+
+
+def slot_of(module: nn.Module, name: str, card: int) -> Slot:
+    """The place of a parameter inside a module that runs on `card`."""
+    holder, leaf = _owner(module, name)
+    return Slot(holder, leaf, card)
 
 
 def put_buffers(replica: nn.Module, buffers: Mapping[str, Tensor]) -> None:

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poolrt.planning.split import Split
+from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.fork_join import fork, join
 from poolrt.runtime.regions.parted import parts_of
 from poolrt.runtime.regions.plan import RowLinear
-from poolrt.runtime.regions.replica import parameter_of
+from poolrt.runtime.regions.replica import holder_of, parameter_of
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
@@ -26,17 +27,21 @@ class RowSplitLinear:
     def __init__(self, module: nn.Module, rewrite: RowLinear, devices: Sequence[torch.device], pieces: Pieces) -> None:
         self._module, self._devices, self._split = module, tuple(devices), rewrite.split
         self._transposed = rewrite.split.dim == 0
-        self.weights = tuple(pieces(parameter_of(module, "weight")))
+        self._held = [holder_of({"weight": piece}) for piece in pieces(parameter_of(module, "weight"))]
 
     def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name for it)
         """The layer's output on the lead card."""
         parts = self._parts(input)
         products = [
             F.linear(part, weight.t() if self._transposed else weight)
-            for part, weight in zip(parts, self.weights, strict=True)
+            for part, weight in zip(parts, (parameter_of(held, "weight") for held in self._held), strict=True)
         ]
         total, bias = join(products, self._devices[0]), self._module._parameters.get("bias")
         return total if bias is None else total + bias
+
+    def slots(self) -> list[Slot]:
+        """Where the pieces stand that the cards read."""
+        return [Slot(held, "weight", card) for card, held in enumerate(self._held)]
 
     def _parts(self, tensor: Tensor) -> Sequence[Tensor]:
         parts = parts_of(tensor, self._split.piece_sizes) if in_one_run(self._split) else None

@@ -98,6 +98,8 @@ def _check_module(module: nn.Module) -> None:
     for path, inner in module.named_modules():
         if "forward" in inner.__dict__:
             raise NotSplittableError(f"the forward of {path or 'the module'} was replaced by other code")
+        if path and (inner._forward_hooks or inner._forward_pre_hooks or inner._backward_hooks):
+            raise NotSplittableError(f"a hook on {path} would see parts")
         if getattr(inner, "track_running_stats", False):
             raise NotSplittableError(f"{path or 'it'} keeps statistics of what passes through")
 
@@ -107,6 +109,7 @@ def _fit_best(
 ) -> tuple[Forked, Read]:
     """The fit of the row weight that leaves each card with the least."""
     problems: list[str] = []
+    fitted: list[str] = []
     candidates: list[tuple[Needs, Dealing, tuple[int, ...]]] = []
     for row in row_weights(probe, hints):
         if only is not None and row.name not in only:
@@ -123,7 +126,8 @@ def _fit_best(
         try:
             return Fitting(needs, dealing, granules).fit()
         except NotSplittableError as problem:
-            problems.insert(0, what_spans(needs, dealing.splits) or str(problem))
+            fitted.append(what_spans(needs, dealing.splits) or str(problem))
+    problems = [*fitted, *problems]
     raise NotSplittableError(problems[0] if problems else "no weight of it is one whose parts' outputs add up")
 
 

@@ -10,25 +10,18 @@ one computes the same from the pieces:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.fork_join import fork, join
 from poolrt.runtime.regions.plan import SplitAttention
-from poolrt.runtime.regions.replica import parameter_of
+from poolrt.runtime.regions.replica import holder_of, parameter_of
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
-
-
-@dataclass(frozen=True)
-class _CardPieces:
-    projection: Tensor
-    bias: Tensor | None
-    out: Tensor
-    heads: slice
 
 
 class HeadSplitAttention:
@@ -38,14 +31,16 @@ class HeadSplitAttention:
         self, module: nn.MultiheadAttention, rewrite: SplitAttention, devices: Sequence[torch.device], pieces: Pieces
     ) -> None:
         self._module, self._devices = module, tuple(devices)
-        projections = pieces(parameter_of(module, "in_proj_weight"))
-        biases = [None] * len(devices) if module.in_proj_bias is None else pieces(parameter_of(module, "in_proj_bias"))
-        outs = pieces(parameter_of(module, "out_proj.weight"))
-        firsts = [sum(rewrite.heads[:card]) for card in range(len(devices) + 1)]
-        self.cards = [
-            _CardPieces(projections[card], biases[card], outs[card], slice(firsts[card], firsts[card + 1]))
-            for card in range(len(devices))
+        by_name = {name: pieces(parameter_of(module, name)) for name in rewrite.splits}
+        self._held = [
+            holder_of({name.replace(".", "_"): by_name[name][card] for name in by_name}) for card in range(len(devices))
         ]
+        firsts = [sum(rewrite.heads[:card]) for card in range(len(devices) + 1)]
+        self._heads = [slice(first, last) for first, last in pairwise(firsts)]
+
+    def slots(self) -> list[Slot]:
+        """Where the pieces stand that the cards read."""
+        return [Slot(held, name, card) for card, held in enumerate(self._held) for name in held._parameters]
 
     def __call__(
         self,
@@ -63,9 +58,9 @@ class HeadSplitAttention:
         by_card = _fork_once((query, key, value), self._devices)
         mask, causal = self._mask(key, key_padding_mask, attn_mask, is_causal and not need_weights)
         results = []
-        for piece, given in zip(self.cards, by_card, strict=True):
+        for card, given in enumerate(by_card):
             inputs = [self._batch_first(tensor, batched) for tensor in given]
-            results.append(self._on_card(piece, inputs, mask, causal, need_weights))
+            results.append(self._on_card(card, inputs, mask, causal, need_weights))
         output = join([context for context, _ in results], self._devices[0])
         bias = self._module.out_proj.bias
         output = output if bias is None else output + bias
@@ -105,18 +100,19 @@ class HeadSplitAttention:
         return blocked if total is None else total + blocked, False
 
     def _on_card(
-        self, card: _CardPieces, inputs: Sequence[Tensor], mask: Tensor | None, causal: bool, need_weights: bool
+        self, card: int, inputs: Sequence[Tensor], mask: Tensor | None, causal: bool, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """This card's share of the output, and the weights of its heads."""
         size = self._module.head_dim
-        weights = card.projection.chunk(3)
-        biases = (None,) * 3 if card.bias is None else card.bias.chunk(3)
+        held = self._held[card]._parameters
+        weights, bias = parameter_of(self._held[card], "in_proj_weight").chunk(3), held.get("in_proj_bias")
+        biases = (None,) * 3 if bias is None else bias.chunk(3)
         query, key, value = (
-            F.linear(tensor, weight, bias).unflatten(-1, (-1, size)).transpose(1, 2)
-            for tensor, weight, bias in zip(inputs, weights, biases, strict=True)
+            F.linear(tensor, weight, offset).unflatten(-1, (-1, size)).transpose(1, 2)
+            for tensor, weight, offset in zip(inputs, weights, biases, strict=True)
         )
         if mask is not None:
-            mask = (mask if mask.shape[1] == 1 else mask[:, card.heads]).to(query.device)
+            mask = (mask if mask.shape[1] == 1 else mask[:, self._heads[card]]).to(query.device)
         dropped = self._module.dropout if self._module.training else 0.0
         attention = None
         if need_weights:
@@ -125,7 +121,9 @@ class HeadSplitAttention:
             context = attention @ value
         else:
             context = F.scaled_dot_product_attention(query, key, value, mask, dropped, causal)
-        return F.linear(context.transpose(1, 2).flatten(2), card.out), attention
+        return F.linear(
+            context.transpose(1, 2).flatten(2), parameter_of(self._held[card], "out_proj_weight")
+        ), attention
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

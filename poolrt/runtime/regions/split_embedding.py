@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.fork_join import join
 from poolrt.runtime.regions.plan import SplitEmbedding
-from poolrt.runtime.regions.replica import parameter_of
+from poolrt.runtime.regions.replica import holder_of, parameter_of
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
@@ -26,7 +27,7 @@ class RowSplitEmbedding:
     ) -> None:
         self._module, self._devices = module, tuple(devices)
         self._starts = [ranges[0][0] for ranges in rewrite.split.pieces]
-        self.weights = tuple(pieces(parameter_of(module, "weight")))
+        self._held = [holder_of({"weight": piece}) for piece in pieces(parameter_of(module, "weight"))]
 
     def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name for it)
         """The rows of the ids, on the lead card.
@@ -37,8 +38,12 @@ class RowSplitEmbedding:
         self._check(input)
         return join([self._rows(input, card) for card in range(len(self._devices))], self._devices[0])
 
+    def slots(self) -> list[Slot]:
+        """Where the pieces stand that the cards read."""
+        return [Slot(held, "weight", card) for card, held in enumerate(self._held)]
+
     def _rows(self, ids: Tensor, card: int) -> Tensor:
-        weight, start = self.weights[card], self._starts[card]
+        weight, start = parameter_of(self._held[card], "weight"), self._starts[card]
         ids = ids.to(self._devices[card]) - start
         mine = (ids >= 0) & (ids < len(weight))
         padding = self._module.padding_idx

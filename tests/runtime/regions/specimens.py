@@ -83,7 +83,9 @@ def _falcon(**options: Any) -> Callable[[], nn.Module]:
 def gpt2(**options: Any) -> nn.Module:
     """GPT-2 without dropout unless asked for."""
     settings = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, **options}
-    config = transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=2, n_head=HEADS, n_positions=8, **settings)
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=2, n_head=HEADS, n_positions=8, **settings
+    )
     return transformers.GPT2LMHeadModel(config)
 
 
@@ -163,10 +165,13 @@ SPECIMENS: dict[str, Specimen] = {
     "falcon-new": Specimen(_falcon(new_decoder_architecture=True), _causal),
     "falcon-multi-query": Specimen(_falcon(multi_query=True, new_decoder_architecture=False), _causal),
     "falcon-alibi": Specimen(
-        _falcon(heads=HEADS, multi_query=False, new_decoder_architecture=False, alibi=True, parallel_attn=False), _causal
+        _falcon(heads=HEADS, multi_query=False, new_decoder_architecture=False, alibi=True, parallel_attn=False),
+        _causal,
     ),
     "encoder": Specimen(Encoder, _padded),
-    "transformer": Specimen(Translator, lambda: {"source": torch.randn(6, 2, WIDTH), "target": torch.randn(5, 2, WIDTH)}),
+    "transformer": Specimen(
+        Translator, lambda: {"source": torch.randn(6, 2, WIDTH), "target": torch.randn(5, 2, WIDTH)}
+    ),
 }  # fmt: skip
 
 
@@ -176,7 +181,10 @@ class SlicedPieces:
     def __init__(self, model: nn.Module, plan: RegionPlan, devices: Sequence[torch.device]) -> None:
         parameters = dict(model.named_parameters())
         self._of = {
-            id(parameters[name]): (split, [self._piece(parameters[name], split, card, d) for card, d in enumerate(devices)])
+            id(parameters[name]): (
+                split,
+                [self._piece(parameters[name], split, card, d) for card, d in enumerate(devices)],
+            )
             for name, split in plan.splits.items()
         }
 

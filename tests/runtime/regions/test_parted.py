@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poolrt.runtime.regions.parted import Parted, part_together, parts_of
+from poolrt.runtime.regions.parted import Parted, brought_together, part_together, parts_of
 
 HOST = torch.device("cpu")
 
@@ -128,6 +131,27 @@ def test_where_values_come_from_is_remembered_through_single_elements():
     one = part_together(parted(2)[1], HOST, ("gate",))
     two = part_together(parted(2)[1], HOST, ("up",))
     assert (F.silu(one) * two).sources == ("gate", "up")
+
+
+def test_what_leaves_torch_is_the_whole():
+    tensor, leaves = parted(2)
+    whole = torch.cat(leaves, -1).detach()
+    assert tensor.tolist() == whole.tolist()
+    assert (tensor.detach().numpy() == whole.numpy()).all()
+    assert type(copy.deepcopy(tensor.detach())) is Tensor
+    assert torch.equal(pickle.loads(pickle.dumps(tensor.detach())), whole)
+
+
+def test_brought_together_it_is_plain_and_keeps_its_history():
+    tensor, leaves = parted(2)
+    plain = brought_together(tensor)
+    assert type(plain) is Tensor
+    assert parts_of(tensor, (3, 2)) is not None, "the parts are still there for the loss"
+    plain.sum().backward()
+    assert all(torch.equal(leaf.grad, torch.ones_like(leaf)) for leaf in leaves)
+    assert brought_together(leaves[0]) is leaves[0]
+    tensor.sum()
+    assert torch.equal(brought_together(tensor) * 1, torch.cat(leaves, -1))
 
 
 LOSSES = [

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def exchanged(split: Split) -> Split:
     """The first run of a piece of card 0 changes places with that of card 1: a permutation that nothing else follows.
 
-        card 0   0 1 | 4 5         2 3 | 4 5
-        card 1   2 3 | 6 7         0 1 | 6 7
+    card 0   0 1 | 4 5         2 3 | 4 5
+    card 1   2 3 | 6 7         0 1 | 6 7
     """
     one, two = (split.indices(card) for card in (0, 1))
     run = min(split.pieces[0][0][1] - split.pieces[0][0][0], split.pieces[1][0][1] - split.pieces[1][0][0])
@@ -92,7 +92,9 @@ def inside(region: Region, context: str) -> list[Rewrite]:
     return [replace(r, module=r.module.removeprefix(context).removeprefix(".")) for r in region.rewrites]
 
 
-@pytest.mark.parametrize(("specimen", "name", "parameter"), [form[1:] for form in FORMS], ids=[form[0] for form in FORMS])
+@pytest.mark.parametrize(
+    ("specimen", "name", "parameter"), [form[1:] for form in FORMS], ids=[form[0] for form in FORMS]
+)
 def test_a_planted_permutation_is_caught(specimen: str, name: str, parameter: str, found: dict[str, Any]):
     model, plan, calls = found[specimen]
     region = next(r for r in plan.regions if r.rewrites[0].module.endswith(name))
