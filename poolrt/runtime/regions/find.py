@@ -25,10 +25,10 @@ from poolrt.runtime.regions.plan import RegionPlan, Rewrite, plan_of
 from poolrt.runtime.regions.probe import Call, Chain, evaluated
 from poolrt.runtime.regions.replica import parameter_of
 from poolrt.runtime.regions.search_region import Read, chain_of, fork_of
-from poolrt.runtime.regions.stand_in import FEW, is_linear, with_fewer
+from poolrt.runtime.regions.stand_in import FEW, has_weight, is_linear, with_fewer
 
-_MOST_MATRICES = 5
-"""of a module that is tried as one region; a whole transformer layer has more, and never is one"""
+_MOST_MATRICES = 12
+"""of a module that is tried as one region: attention with adapters has as many"""
 LARGE = 0.05
 """of the model's parameters: an embedding or a linear layer left over that has more is split by itself"""
 
@@ -155,7 +155,7 @@ class _Search:
         total = sum(parameter.numel() for parameter in self.noted.model.parameters())
         for name, call in self.captured.calls.items():
             module = self._modules[name]
-            is_table = isinstance(module, nn.Embedding)
+            is_table = isinstance(module, nn.Embedding) and has_weight(module)
             if (is_table or is_linear(module)) and parameter_of(module, "weight").numel() > large * total:
                 self._consider(
                     Attempt(

@@ -1,33 +1,36 @@
-"""An embedding whose rows lie on several cards: each looks up its own ids, everything else counts as zero."""
+"""An embedding whose rows lie on several cards: each looks up its own ids, everything else counts as zero.
+
+ids           3  0  5  2           rows 0..2 on card 0, 3..5 on card 1
+card 0        .  0  .  2           each runs the module's own Python on its rows (some scale what they looked up)
+card 1        0  .  2  .
+sum           one row per id
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.fork_join import join
 from poolrt.runtime.regions.plan import SplitEmbedding
-from poolrt.runtime.regions.replica import holder_of, parameter_of
+from poolrt.runtime.regions.replica import follow_training, parameter_of, put_buffers, put_parameters, replicate
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
 
 class RowSplitEmbedding:
-    """The forward of an embedding split by rows, one range per card.
-
-    What a class derived from nn.Embedding does to the rows that were looked up (a scale, say) is done to the sum.
-    """
+    """The forward of an embedding split by rows, one range per card."""
 
     def __init__(
         self, module: nn.Embedding, rewrite: SplitEmbedding, devices: Sequence[torch.device], pieces: Pieces
     ) -> None:
         self._module, self._devices = module, tuple(devices)
         self._starts = [ranges[0][0] for ranges in rewrite.split.pieces]
-        self._held = [holder_of({"weight": piece}) for piece in pieces(parameter_of(module, "weight"))]
+        weights = pieces(parameter_of(module, "weight"))
+        self._replicas = [self._replica(card, weights[card]) for card in range(len(devices))]
 
     def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name for it)
         """The rows of the ids, on the lead card.
@@ -36,19 +39,29 @@ class RowSplitEmbedding:
             IndexError: if an id is no row; on a GPU the device's own assertion comes later.
         """
         self._check(input)
+        for replica in self._replicas:
+            follow_training((self._module,), (replica,))
         return join([self._rows(input, card) for card in range(len(self._devices))], self._devices[0])
 
     def slots(self) -> list[Slot]:
         """Where the pieces stand that the cards read."""
-        return [Slot(held, "weight", card) for card, held in enumerate(self._held)]
+        return [Slot(replica, "weight", card) for card, replica in enumerate(self._replicas)]
+
+    def _replica(self, card: int, weight: Tensor) -> nn.Module:
+        replica, start, padding = replicate(self._module), self._starts[card], self._module.padding_idx
+        put_parameters(replica, {"weight": weight})
+        buffers = self._module.named_buffers(remove_duplicate=False)
+        put_buffers(replica, {name: buffer.to(self._devices[card]) for name, buffer in buffers})
+        mine = padding is not None and start <= padding < start + len(weight)
+        replica.__dict__["padding_idx"] = padding - start if padding is not None and mine else None
+        replica.__dict__["num_embeddings"] = len(weight)
+        return replica
 
     def _rows(self, ids: Tensor, card: int) -> Tensor:
-        weight, start = parameter_of(self._held[card], "weight"), self._starts[card]
-        ids = ids.to(self._devices[card]) - start
-        mine = (ids >= 0) & (ids < len(weight))
-        padding = self._module.padding_idx
-        padding = padding - start if padding is not None and start <= padding < start + len(weight) else None
-        rows = F.embedding(torch.where(mine, ids, 0), weight, padding)
+        replica = self._replicas[card]
+        ids = ids.to(self._devices[card]) - self._starts[card]
+        mine = (ids >= 0) & (ids < len(parameter_of(replica, "weight")))
+        rows = replica(torch.where(mine, ids, 0))
         # A row that stands in for another card's id must not even pass a NaN on.
         return torch.where(mine.unsqueeze(-1), rows, 0)
 

@@ -12,8 +12,15 @@ FEW = 16
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Torch's linear layer, or GPT-2's Conv1D, which is one with its weight transposed."""
-    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+    """A linear layer with a weight of its own: torch's, or GPT-2's Conv1D, whose weight is transposed."""
+    linear = isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+    return linear and has_weight(module)
+
+
+def has_weight(module: nn.Module) -> bool:
+    """Whether `weight` is a parameter of numbers, neither computed from others nor quantized."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.is_floating_point()
 
 
 def linear_dim(module: nn.Module) -> int:
@@ -27,9 +34,9 @@ def with_fewer(module: nn.Module, count: int) -> nn.Module:
     weight = parameter_of(module, "weight")
     shape = list(weight.shape)
     shape[dim] = count
-    small._parameters["weight"] = nn.Parameter(torch.empty(shape, dtype=weight.dtype))
+    small._parameters["weight"] = nn.Parameter(torch.empty(shape, dtype=weight.dtype), requires_grad=False)
     if small._parameters.get("bias") is not None:
-        small._parameters["bias"] = nn.Parameter(torch.empty(count, dtype=weight.dtype))
+        small._parameters["bias"] = nn.Parameter(torch.empty(count, dtype=weight.dtype), requires_grad=False)
     if isinstance(small, nn.Embedding):
         small.num_embeddings = count
         small.padding_idx = None if small.padding_idx is None else min(small.padding_idx, count - 1)

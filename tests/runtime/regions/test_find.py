@@ -123,6 +123,71 @@ def test_unequal_cards_get_unequal_shares(split: Splitter):
     torch.testing.assert_close(model(**made.batch).loss.cpu(), expected, rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("name", ["bert", "t5", "falcon-alibi", "whisper", "encoder"])
+def test_another_batch_size_and_length_than_the_one_looked_at(name: str, split: Splitter):
+    specimen = SPECIMENS[name]
+    model, small = specimen.build()
+    reference, _ = specimen.build()
+    made = split(model, small)
+    batch = {key: torch.cat([value, value.flip(0), value], 0) if isinstance(value, Tensor) else value
+             for key, value in small.items()}  # fmt: skip
+    if name not in ("whisper", "encoder"):
+        batch = {
+            key: value[:, :-2].contiguous() if isinstance(value, Tensor) else value for key, value in batch.items()
+        }
+    expected = reference(**batch)["loss"]
+    lead = next(made.model.parameters()).device
+    actual = model(**{key: value.to(lead) if isinstance(value, Tensor) else value for key, value in batch.items()})
+    torch.testing.assert_close(actual["loss"].cpu(), expected, rtol=1e-12, atol=0)
+
+
+class Gated(nn.Module):
+    """A gated unit written out in a block that norms and adds: no module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.gate, self.up = nn.LayerNorm(6), nn.Linear(6, 10), nn.Linear(6, 10)
+        self.down = nn.Linear(10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(x)
+        return x + self.down(F.silu(self.gate(hidden)) * self.up(hidden))
+
+
+def test_a_gated_unit_written_out_in_a_block():
+    plan = plan_for(Gated(), {"x": torch.randn(5, 6)}, large=1.0)
+    assert [(region.kind, region.name) for region in plan.regions] == [("inline", "gate -> up -> down")]
+
+
+class Adapted(nn.Linear):
+    """A linear layer with a low-rank addition, as adapters are."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+        self.first, self.second = nn.Linear(inputs, 2, bias=False), nn.Linear(2, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.second(self.first(x))
+
+
+def test_attention_with_adapters_is_split_and_only_what_must_be_is_whole():
+    model, batch = SPECIMENS["llama-4"].build()
+    for layer in model.model.layers:
+        layer.self_attn.q_proj, layer.self_attn.v_proj = (Adapted(WIDTH, WIDTH).double() for _ in range(2))
+    plan = plan_for(model, batch)
+    name = "model.layers.1.self_attn"
+    assert name in {region.name for region in plan.regions}
+    assert plan.splits[f"{name}.q_proj.second.weight"].piece_sizes == (WIDTH // 2, WIDTH // 2)
+    assert plan.splits[f"{name}.q_proj.first.weight"].is_whole
+
+
+def test_weights_that_are_computed_from_others_are_left_alone():
+    model = TwoBlocks(nn.Identity(), nn.Identity())
+    nn.utils.parametrizations.weight_norm(model.blocks[0].down)
+    plan = plan_for(model, {"x": torch.randn(5, 6)})
+    assert not any(name.startswith("blocks.0.down") for name in plan.splits)
+
+
 # ---- what is refused
 
 

@@ -12,6 +12,7 @@ from poolrt.runtime.regions.forked import gathered, sliced
 from poolrt.runtime.regions.forms import attention_of, embedding_of
 from poolrt.runtime.regions.parted import part_together
 from poolrt.runtime.regions.plan import RowLinear, parameter_splits
+from poolrt.runtime.regions.verify import difference
 
 HOST = [torch.device("cpu")] * 2
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,6 +52,23 @@ def test_an_embedding_by_rows(padding):
     (ours * weight).sum().backward()
     (theirs * weight).sum().backward()
     assert_close(gradient("weight"), table.weight.grad)
+
+
+class Scaled(nn.Embedding):
+    """As in Gemma: what was looked up is scaled by a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(7, 4, padding_idx=0)
+        self.register_buffer("scale", torch.tensor(3.0, dtype=torch.float64))
+
+    def forward(self, ids):
+        return super().forward(ids) * self.scale
+
+
+def test_an_embedding_that_scales_its_rows():
+    table = Scaled().double()
+    call = ((torch.tensor([[0, 5, 6], [3, 3, 4]]),), {})
+    assert difference(table, call, [embedding_of(table, [1, 1])], HOST) is None
 
 
 def test_a_row_that_is_not_a_number_stays_where_it_is():
