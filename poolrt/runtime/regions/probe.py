@@ -26,6 +26,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 3e-5}
 """largest difference, relative to the largest value, that reordered sums explain; by the coarsest dtype in between"""
 
 
+_NOISE = 0.5
+"""added to inputs"""
+_MASKED = 1e4
+"""numbers that are larger say which entries do not count"""
 _PIECE = 1 << 17
 """entries that are compared at once"""
 
@@ -93,7 +97,7 @@ class RegionProbe:
         """The call on the host in this dtype, without objects that keep state; and its tensors of numbers as leaves."""
         args, kwargs = call
         tree = flatten((tuple(map(without_state, args)), {name: without_state(kwargs[name]) for name in kwargs}))
-        tensors = [self._converted(leaf.tensor) for leaf in tree.leaves]
+        tensors = [self._varied(self._converted(leaf.tensor)) for leaf in tree.leaves]
         paths = [leaf.path for leaf in tree.leaves]
         inputs = {
             path: tensor.requires_grad_()
@@ -101,6 +105,13 @@ class RegionProbe:
             if tensor.is_floating_point()
         }
         return tree.rebuild(tensors), inputs
+
+    def _varied(self, tensor: Tensor) -> Tensor:
+        """Numbers with noise, so that no two tokens are alike; what is as large as a mask's minus infinity stays."""
+        if not tensor.is_floating_point():
+            return tensor
+        noise = torch.randn(tensor.shape, generator=self._random, dtype=tensor.dtype) * _NOISE
+        return torch.where(tensor.abs() < _MASKED, tensor + noise, tensor)
 
     def _converted(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to("cpu", self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
