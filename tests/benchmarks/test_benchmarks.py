@@ -130,3 +130,22 @@ def test_a_part_of_gpu_check_that_fails_or_hangs_is_not_passed() -> None:
     hanging = outcome("import time; time.sleep(60)", limit_s=0.5)
     assert not hanging.passed
     assert "limit" in hanging.output_tail
+
+
+def test_parts_of_gpu_check_share_a_limit_and_each_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_check
+
+    written: list[list[bool]] = []
+    sleep = ("-c", "import time; time.sleep(1)")
+    parts = [gpu_check.Part(name=str(number), command=sleep, limit_s=60) for number in range(3)]
+    monkeypatch.setattr(gpu_check, "PARTS", parts)
+    monkeypatch.setattr(gpu_check, "TOGETHER_S", 1.5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda card: "a card")
+    monkeypatch.setattr(gpu_check, "_driver", lambda: "13000")
+    monkeypatch.setattr(
+        gpu_check, "write_json", lambda path, name, body: written.append([part["passed"] for part in body["parts"]])
+    )
+    assert gpu_check.main([]) == 1
+    assert [len(passed) for passed in written] == [1, 2, 3]
+    assert not written[-1][-1]
