@@ -4,9 +4,9 @@
     make gpu-check VENV=none PYTHON=python3         # with the torch that is there, nothing installed
     python benchmarks/gpu_check.py --json gpu.json
 
-Ends with code 0 when everything passed, 1 when something failed, 2 when there is no GPU. Under 8 minutes: all parts have
-a limit together and each has its own; a part that reaches one of them is reported as failed. The results are written
-anew after every part.
+Ends with code 0 when everything passed, 1 when something failed, 2 when there is no GPU. Under 8 minutes: all parts
+have a limit together and each has its own; a part that reaches one of them is reported as failed. The results are
+written anew after every part.
 """
 
 from __future__ import annotations
