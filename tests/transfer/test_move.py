@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -145,6 +146,33 @@ def test_a_copy_over_a_link_that_died_is_made_again_through_the_host(devices: De
     assert not is_up(0, 1)
     assert current().is_lost(*devices)
     assert torch.equal(move(source, devices[1]).cpu(), source.cpu())
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_abandoned_copy_is_over_and_its_failure_is_told_to_nobody_else(devices: Devices, route: str) -> None:
+    choose(route, devices)
+    set_fault(0, 1 if route == "P2P" else None, "dies")
+    arrival = start(numbers(devices[0]), devices[1])
+    arrival.abandon()
+    arrival.abandon()
+    for device in devices:
+        torch.vcard.synchronize(device)  # would raise what is left to be told
+    clear_faults()
+    current().forget("vcard")
+    choose(route, devices)
+    assert torch.equal(start(numbers(devices[0]), devices[1]).wait(), numbers(devices[1]))
+
+
+def test_copies_of_several_threads_survive_the_death_of_their_link(devices: Devices) -> None:
+    values = [torch.randn(NUMEL // 4) for _ in range(6)]
+    sources = [value.to(devices[0]) for value in values]
+    clear_links()
+    set_link(0, 1, bytes_per_s=SLOW_BYTES_PER_S)
+    set_fault(0, 1, "dies", after_copies=2)
+    with ThreadPoolExecutor(len(sources)) as threads:
+        found = list(threads.map(lambda source: start(source, devices[1]).wait(), sources))
+    for value, copied in zip(values, found, strict=True):
+        assert torch.equal(copied.cpu(), value)
 
 
 def test_a_source_that_changed_cannot_be_sent_again(devices: Devices) -> None:
