@@ -25,7 +25,8 @@ def copy(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     """Write the values of `source` into `target`, wherever the two lie, and return `target`.
 
     As `target.copy_(source)`: in order with the work of both cards' streams, the same bits, the same gradients. Beyond
-    it, bytes go by the routes of the machine.
+    it, bytes go by the routes of the machine; between two GPUs through the host until their link has been proven, which
+    `poolrt.shard` does.
 
     Args:
         source: strided tensor on a card or on the host, of any dtype.

@@ -58,7 +58,8 @@ class Routes:
     """The ways between the devices of this machine. Safe to use from several threads.
 
     Args:
-        topology: what joins the cards; a pair that no topology names is asked of the driver.
+        topology: what joins the cards. Of pairs that no topology names, virtual cards are asked of their driver, and
+            GPUs copy through the host.
         facts: by (source card, target card) of the topology, what measuring found better.
     """
 
@@ -116,12 +117,13 @@ class Routes:
 
 
 def _may_reach(source: torch.device, target: torch.device) -> bool:
-    """What the driver claims; of devices that are neither cards nor the host torch alone knows, and copies itself."""
-    first, second = source.index or 0, target.index or 0
-    if source.type == target.type == "cuda":
-        return torch.cuda.can_device_access_peer(first, second)
+    """Whether bytes may go straight from one to the other, as far as is known without a topology.
+
+    Not between GPUs: that their driver claims it proves nothing. Who has proven a link tells it with `learn`. Devices
+    that are neither cards nor the host are torch's own affair: it copies itself.
+    """
     if source.type == target.type == "vcard":
-        return _C.host_driver().can_access_peer(first, second)
+        return _C.host_driver().can_access_peer(source.index or 0, target.index or 0)
     return not {source.type, target.type} <= {"cpu", "cuda", "vcard"}
 
 

@@ -90,7 +90,11 @@ def test_new_devices_under_old_names_have_lost_nothing() -> None:
     assert routes.between(FIRST, SECOND, 1) == "P2P"
 
 
-def test_a_pair_that_no_topology_names_is_asked_of_the_driver() -> None:
+def test_a_link_between_gpus_that_nobody_has_proven_is_not_taken() -> None:
+    assert Routes().between(FIRST, SECOND, 1) == "HOST"
+
+
+def test_virtual_cards_that_no_topology_names_are_asked_of_their_driver() -> None:
     cards = poolrt.virtual(cards=3, memory="1MiB", link="host").cards
     first, third = torch.device(cards[0].device), torch.device(cards[2].device)
     assert Routes().between(first, third, 1) == "HOST"
