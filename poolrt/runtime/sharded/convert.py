@@ -46,7 +46,8 @@ def unshard_parameter(parameter: ShardedParameter, device: torch.device | None =
     """The exact inverse of `shard_parameter`: the same object, an ordinary parameter again.
 
     Args:
-        parameter: it, its gradient and hooks stay; pieces of it that someone holds are dead.
+        parameter: it, its gradient and hooks stay; pieces of it that someone holds become empty, so that nothing can
+            be computed with values of before.
         device: where to; None for where it was before.
 
     Raises:
@@ -59,7 +60,12 @@ def unshard_parameter(parameter: ShardedParameter, device: torch.device | None =
         gradient = parameter.grad
         if gradient is not None:
             gradient = gradient.whole(target) if isinstance(gradient, Sharded) else gradient.to(target)
+        given_out = parameter.pieces_in_use()
         _take_place(parameter, nn.Parameter(parameter.whole(target), parameter.requires_grad), gradient)
+        for piece in given_out:
+            piece.detach_()
+            piece.grad = None
+            piece.data = piece.new_empty(0)
     return parameter
 
 

@@ -103,6 +103,10 @@ class ShardedParameter(ShardedTensor, nn.Parameter):
             with torch.inference_mode(False), torch.enable_grad():
                 _Join.apply(self, card, piece)
 
+    def pieces_in_use(self) -> list[Tensor]:
+        """Those that `pieces` gave out and that someone still holds."""
+        return [piece for card in self._sharding.cards if (piece := self._in_use(card)) is not None]
+
     def _rejoin(self) -> None:
         """Hang the pieces that are in use on the leaf, or take them off, as it learns or not."""
         for card in self._sharding.cards:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from poolrt.errors import ConfigurationError, ModelError
 from poolrt.planning.split import Split
 from poolrt.runtime.sharded.model import shard_parameters, unshard_parameters
-from poolrt.runtime.sharded.parameter import ShardedParameter, pieces
+from poolrt.runtime.sharded.parameter import ShardedParameter, cut_off_pieces, pieces
 from poolrt.runtime.sharded.sharding import CHUNK_NBYTES
 
 Devices = tuple[torch.device, ...]
@@ -230,13 +230,22 @@ def test_what_still_holds_a_parameter_is_named(devices: Devices) -> None:
     unshard_parameters(model)
 
 
-def test_pieces_left_over_are_dead(devices: Devices) -> None:
+@pytest.mark.parametrize("cut", [False, True])
+def test_pieces_left_over_are_empty(cut: bool, devices: Devices) -> None:
+    """A region that still holds them cannot go on with the values of before, and keeps no memory."""
     model = nn.Linear(4, 6, bias=False)
+    before = used(devices)
     shard_parameters(model, {"weight": Split.from_counts((3, 3))}, devices[:2])
     kept = pieces(model.weight)
+    cut_off_pieces(model.weight, cut)
+    outputs = [F.linear(torch.ones(1, 4, device=piece.device), piece) for piece in kept]
+    (outputs[0] + outputs[1].to(devices[0])).sum().backward()
+    del outputs
+    model.weight.grad = None
     unshard_parameters(model)
-    with pytest.raises(RuntimeError, match="poisoned"):
-        kept[0].sum().backward()
+    assert used(devices) == before
+    with pytest.raises(RuntimeError):
+        F.linear(torch.ones(1, 4, device=devices[0]), kept[0])
 
 
 @pytest.mark.parametrize("move", [lambda m: m.cpu(), lambda m: m.to("vcard:1"), lambda m: m.to("cpu", torch.float64)])
