@@ -39,8 +39,8 @@ int retain(void* pointer) {
   return pool == nullptr ? kNotFound : guarded([&] { return pool->retain(address_of(pointer)); });
 }
 
-// Most blocks are freed inside the pool that they came from: its own list of live blocks answers faster than the list of
-// all pools' ranges.
+// Most blocks are freed inside the pool that they came from: its own list of live blocks answers faster than the list
+// of all pools' ranges.
 int free_block(void* pointer) {
   Pool* here = innermost_pool();
   if (here != nullptr && guarded([&] { return here->free_if_live(address_of(pointer)); }) == kSuccess) return kSuccess;
