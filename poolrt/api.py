@@ -32,8 +32,8 @@ from poolrt.topology.route import route
 from poolrt.topology.topology import Topology
 from poolrt.transfer import devices
 from poolrt.transfer.copy import copy
-from poolrt.transfer.effort import PROOF
-from poolrt.transfer.trusted import remembered, trusted
+from poolrt.transfer.measuring.effort import PROOF
+from poolrt.transfer.measuring.trusted import remembered, trusted
 from poolrt.units import parse_nbytes
 from poolrt.verification import Verification, verify_step
 from poolrt.virtual_cards import backend, links

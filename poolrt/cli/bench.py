@@ -17,11 +17,11 @@ from poolrt.cli.terminal import console
 from poolrt.errors import ConfigurationError
 from poolrt.topology.request import VirtualRequest, parse_cards
 from poolrt.topology.topology import Topology
-from poolrt.transfer.effort import FULL, QUICK, Effort
-from poolrt.transfer.figures import RouteFigures
-from poolrt.transfer.measure import Pair, measure
-from poolrt.transfer.measured import measured
-from poolrt.transfer.measurement import Measurement
+from poolrt.transfer.measuring.effort import FULL, QUICK, Effort
+from poolrt.transfer.measuring.figures import RouteFigures
+from poolrt.transfer.measuring.measure import Pair, measure
+from poolrt.transfer.measuring.measured import measured
+from poolrt.transfer.measuring.measurement import Measurement
 from poolrt.units import format_nbytes, format_seconds, parse_nbytes
 
 NAME = "bench"

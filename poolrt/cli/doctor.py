@@ -24,8 +24,8 @@ from poolrt.topology.doctor.examine import examine, exit_code
 from poolrt.topology.doctor.peers import copies_arrive
 from poolrt.topology.facts import Machine
 from poolrt.topology.request import VirtualRequest, parse_cards
-from poolrt.transfer.effort import QUICK
-from poolrt.transfer.measured import measured, recalled
+from poolrt.transfer.measuring.effort import QUICK
+from poolrt.transfer.measuring.measured import measured, recalled
 
 NAME = "doctor"
 HELP = (

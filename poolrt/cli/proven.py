@@ -9,8 +9,8 @@ from dataclasses import replace
 from poolrt.topology.facts import CardFacts, CopyProof, Machine, PairFacts
 from poolrt.topology.sources.nvml_counters import nvlink_counters
 from poolrt.topology.topology import Topology
-from poolrt.transfer.measurement import Measurement
-from poolrt.transfer.verdict import Proof
+from poolrt.transfer.measuring.measurement import Measurement
+from poolrt.transfer.measuring.verdict import Proof
 
 
 def with_measurement(machine: Machine, topology: Topology, measurement: Measurement) -> Machine:

@@ -27,10 +27,10 @@ from poolrt.topology.facts import Machine, PairFacts
 from poolrt.topology.pasted.read import Remark
 from poolrt.topology.request import CudaRequest, LogicalRequest, VirtualRequest, parse_cards
 from poolrt.topology.topology import Topology
-from poolrt.transfer.corrected import corrected
-from poolrt.transfer.effort import QUICK
-from poolrt.transfer.measured import measured, recalled
-from poolrt.transfer.measurement import Measurement
+from poolrt.transfer.measuring.corrected import corrected
+from poolrt.transfer.measuring.effort import QUICK
+from poolrt.transfer.measuring.measured import measured, recalled
+from poolrt.transfer.measuring.measurement import Measurement
 from poolrt.units import format_nbytes, parse_nbytes
 
 NAME = "topo"

@@ -5,8 +5,8 @@ import pytest
 from poolrt.cli.bench import effort_of, parse_pairs
 from poolrt.errors import ConfigurationError
 from poolrt.transfer import copy as copying
-from poolrt.transfer import measure as measuring
-from poolrt.transfer.measurement import Measurement
+from poolrt.transfer.measuring import measure as measuring
+from poolrt.transfer.measuring.measurement import Measurement
 
 FEW = ("--quick", "--sizes", "4KiB,256KiB", "--virtual", "2x16MiB", "--link", "nvlink3x4")
 

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from poolrt.topology.facts import HostFacts, Machine
-from poolrt.transfer.effort import Effort
-from poolrt.transfer.measurement import Measurement
-from poolrt.transfer.verdict import Proof
+from poolrt.transfer.measuring.effort import Effort
+from poolrt.transfer.measuring.measurement import Measurement
+from poolrt.transfer.measuring.verdict import Proof
 
 FEW = Effort(sizes=(1024, 65536), probe_sizes=(65536,), host_probe_sizes=(65536,), repeats=1)
 

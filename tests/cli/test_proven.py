@@ -5,9 +5,9 @@ import pytest
 from poolrt.cli.proven import sent_nbytes_of, with_measurement
 from poolrt.topology.assemble import assemble
 from poolrt.topology.facts import CopyProof, Machine
-from poolrt.transfer.figures import Point, figures_of
-from poolrt.transfer.measurement import Measurement
-from poolrt.transfer.verdict import Proof, judge
+from poolrt.transfer.measuring.figures import Point, figures_of
+from poolrt.transfer.measuring.measurement import Measurement
+from poolrt.transfer.measuring.verdict import Proof, judge
 
 
 def proof(source, target, nbytes=1 << 26, route="P2P", **facts):

@@ -7,9 +7,9 @@ import pytest
 
 from poolrt.topology.facts import Machine
 from poolrt.topology.topology import Topology
-from poolrt.transfer.figures import Point, figures_of
-from poolrt.transfer.measurement import Measurement
-from poolrt.transfer.verdict import Proof, judge
+from poolrt.transfer.measuring.figures import Point, figures_of
+from poolrt.transfer.measuring.measurement import Measurement
+from poolrt.transfer.measuring.verdict import Proof, judge
 
 LINK_KEYS = {"source", "target", "kind", "relation", "bytes_per_s", "latency_s"}
 

@@ -14,13 +14,13 @@ from poolrt.topology.identity import identify
 from poolrt.topology.sources.nvml_counters import nvlink_counters
 from poolrt.transfer import bounce
 from poolrt.transfer.copy import copy_over
-from poolrt.transfer.effort import QUICK
-from poolrt.transfer.leg import HungError, make_leg, wait_within
-from poolrt.transfer.measure import measure
-from poolrt.transfer.measured import measured, recalled
-from poolrt.transfer.pattern import Patterns
-from poolrt.transfer.probe import prove, prove_host
-from poolrt.transfer.stopwatch import time_copies
+from poolrt.transfer.measuring.effort import QUICK
+from poolrt.transfer.measuring.leg import HungError, make_leg, wait_within
+from poolrt.transfer.measuring.measure import measure
+from poolrt.transfer.measuring.measured import measured, recalled
+from poolrt.transfer.measuring.pattern import Patterns
+from poolrt.transfer.measuring.probe import prove, prove_host
+from poolrt.transfer.measuring.stopwatch import time_copies
 from poolrt.units import KIB, MIB
 
 pytestmark = [
