@@ -49,7 +49,7 @@ class CudaBody:
         from poolrt.transfer.kernels import cuda_body
 
         into, given = on_card(target), on_card(source)
-        table = torch.tensor(launch.table, device=DEVICE)
+        table = torch.from_numpy(launch.table).to(DEVICE)
         stream = torch.cuda.current_stream().cuda_stream
         cuda_body.run_many(moved(launch, into, given), table.data_ptr(), 0, stream)
         return into.cpu().numpy().tobytes()
@@ -87,7 +87,7 @@ class NumbaBody:
         into, given = on_card(target), on_card(source)
         to = flat(into, launch.target_address - TARGET_BASE, "word8")
         at = flat(given, launch.source_address - SOURCE_BASE, "word8")
-        numba_body.run_many(launch, device_array(torch.tensor(launch.table, device=DEVICE)), to, at)
+        numba_body.run_many(launch, device_array(torch.from_numpy(launch.table).to(DEVICE).ravel()), to, at)
         torch.cuda.synchronize()
         return into.cpu().numpy().tobytes()
 

@@ -64,7 +64,7 @@ def copy_many(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
     if launch is None:
         return
     with _after_peers(device, peers):
-        table = torch.tensor(launch.table, dtype=torch.int64).pin_memory().to(device, non_blocking=True)
+        table = torch.from_numpy(launch.table).pin_memory().to(device, non_blocking=True)
         cuda_body.run_many(launch, table.data_ptr(), device.index, torch.cuda.current_stream(device).cuda_stream)
 
 

@@ -11,10 +11,10 @@ A contiguous copy whose elements do not fill the last pack takes a second, small
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
+
+import numpy
 
 from poolrt.errors import ConfigurationError
 from poolrt.transfer.kernels.dtypes import ITEM_NBYTES, WORDS, category, common_type
@@ -192,12 +192,12 @@ def _strided(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ManyLaunch:
     """One launch of copy_many."""
 
-    table: tuple[int, ...]
-    """four rows of one entry per run: the target's offset, the source's, bytes, and the number of the first chunk"""
+    table: numpy.ndarray[Any, Any]
+    """int64, four rows of one entry per run: the target's offset, the source's, bytes, and the first chunk's number"""
     runs: int
     chunks: int
     blocks: int
@@ -207,33 +207,23 @@ class ManyLaunch:
     source_address: int
 
 
-def plan_many(runs: Sequence[tuple[int, int, int]], lanes: Lanes) -> ManyLaunch | None:
-    """The launch that copies every run of (target address, source address, bytes); None if there are no bytes."""
-    runs = [run for run in runs if run[2] > 0]
-    if not runs:
+def plan_many(runs: numpy.ndarray[Any, Any], lanes: Lanes) -> ManyLaunch | None:
+    """The launch that copies all runs, rows of (target address, source address, bytes); None if they have no bytes."""
+    targets, sources, sizes = runs[runs[:, 2] > 0].T
+    if len(sizes) == 0:
         return None
-    targets, sources, sizes = zip(*runs, strict=True)
-    counts = [-(-nbytes // CHUNK_NBYTES) for nbytes in sizes]
-    first_target, first_source = min(targets), min(sources)
-    table = (
-        *(address - first_target for address in targets),
-        *(address - first_source for address in sources),
-        *sizes,
-        *_first_chunks(counts),
-    )
+    ends = numpy.cumsum(-(-sizes // CHUNK_NBYTES))
+    first_chunks = numpy.concatenate([[0], ends[:-1]])
+    first_target, first_source, chunks = int(targets.min()), int(sources.min()), int(ends[-1])
     return ManyLaunch(
-        table=table,
-        runs=len(runs),
-        chunks=sum(counts),
-        blocks=min(sum(counts), lanes.most_blocks),
+        table=numpy.stack([targets - first_target, sources - first_source, sizes, first_chunks]),
+        runs=len(sizes),
+        chunks=chunks,
+        blocks=min(chunks, lanes.most_blocks),
         threads=lanes.threads,
         target_address=first_target,
         source_address=first_source,
     )
-
-
-def _first_chunks(counts: Sequence[int]) -> Iterator[int]:
-    return accumulate(counts[:-1], initial=0)
 
 
 def element_nbytes(name: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -77,12 +76,11 @@ def _as_array(layout: Layout) -> numpy.ndarray[Any, Any]:
     return numpy.asarray(_Addresses(layout))
 
 
-def runs_overlap(runs: Sequence[tuple[int, int, int]]) -> bool:
-    """Whether any target of (target address, source address, bytes) shares a byte with another target or a source."""
-    live = numpy.asarray([run for run in runs if run[2] > 0], dtype=numpy.int64).reshape(-1, 3)
-    if len(live) == 0:
+def runs_overlap(runs: numpy.ndarray[Any, Any]) -> bool:
+    """Whether a target shares a byte with another or a source, of rows (target address, source address, bytes)."""
+    targets, sources, sizes = runs[runs[:, 2] > 0].T
+    if len(sizes) == 0:
         return False
-    targets, sources, sizes = live.T
     order = numpy.argsort(targets, kind="stable")
     begins, ends = targets[order], (targets + sizes)[order]
     if bool((begins[1:] < ends[:-1]).any()):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import numpy
 import torch
 
 from poolrt.errors import ConfigurationError
@@ -36,8 +37,8 @@ def type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def runs_of(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
-    """(target address, source address, bytes) of every pair.
+def runs_of(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> numpy.ndarray[Any, Any]:
+    """A row of (target address, source address, bytes) for every pair.
 
     One pass over all tensors per fact: for a thousand of them this is most of the time that copying them takes.
 
@@ -51,7 +52,8 @@ def runs_of(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) ->
         _refuse(sources, targets, "of one type", lambda source, target: source.dtype == target.dtype)
     if not all(map(torch.Tensor.is_contiguous, (*sources, *targets))):
         _refuse(sources, targets, "contiguous", lambda *pair: all(tensor.is_contiguous() for tensor in pair))
-    return list(zip([t.data_ptr() for t in targets], [s.data_ptr() for s in sources], sizes, strict=True))
+    addresses = [list(map(torch.Tensor.data_ptr, tensors)) for tensors in (targets, sources)]
+    return numpy.array([*addresses, sizes], dtype=numpy.int64).T
 
 
 def _refuse(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], wanted: str, holds: _Holds) -> NoReturn:

@@ -261,7 +261,7 @@ class Conformance:
             runs.append((TARGET_BASE + 64 + to, SOURCE_BASE + at, nbytes))
             expected[64 + to : 64 + to + nbytes] = source[at : at + nbytes]
             to += nbytes + number % 5
-        launch = plan_many(runs, body.lanes)
+        launch = plan_many(numpy.array(runs), body.lanes)
         found = body.run_many(launch, contents(target), contents(source))
         assert_same_bits(torch.frombuffer(bytearray(found), dtype=torch.uint8), expected)
 

@@ -56,8 +56,8 @@ def test_tensors_without_plain_elements_are_refused(tensor):
 def test_runs():
     sources, targets = [torch.zeros(3), torch.zeros(0)], [torch.zeros(3), torch.zeros(0)]
     runs = runs_of(sources, targets)
-    assert [nbytes for _, _, nbytes in runs] == [12, 0]
-    assert runs[0][:2] == (targets[0].data_ptr(), sources[0].data_ptr())
+    assert runs[:, 2].tolist() == [12, 0]
+    assert runs[0, :2].tolist() == [targets[0].data_ptr(), sources[0].data_ptr()]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from math import prod
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,8 +35,8 @@ def test_neighbours_all_along_are_bytes():
 def test_nothing_is_launched_for_no_elements():
     assert copy_of(layout((3, 0)), layout((3, 0))) == ()
     assert plan_add(layout((0,)), "float32", layout((0,)), "float32", LANES) == ()
-    assert plan_many([(0, 64, 0)], LANES) is None
-    assert plan_many([], LANES) is None
+    assert plan_many(numpy.array([(0, 64, 0)]), LANES) is None
+    assert plan_many(numpy.empty((0, 3), numpy.int64), LANES) is None
 
 
 @pytest.mark.parametrize(
@@ -107,12 +108,13 @@ def test_the_chunks_of_many_runs_are_numbered_one_after_another(sizes):
     for nbytes in sizes:
         runs.append((address, (1 << 30) - address, nbytes))
         address += nbytes + 1
-    launch = plan_many(runs, LANES)
+    launch = plan_many(numpy.array(runs), LANES)
     live = [run for run in runs if run[2]]
     if not live:
         assert launch is None
         return
-    targets, sources, nbytes, first = (launch.table[i * launch.runs : (i + 1) * launch.runs] for i in range(4))
+    assert launch.table.dtype == numpy.int64
+    targets, sources, nbytes, first = launch.table.tolist()
     assert [to + launch.target_address for to in targets] == [run[0] for run in live]
     assert [at + launch.source_address for at in sources] == [run[1] for run in live]
     assert list(nbytes) == [run[2] for run in live]

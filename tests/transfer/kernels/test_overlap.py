@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,4 +71,4 @@ def test_runs(drawn):
     sources = set().union(*(range(at, at + nbytes) for _, at, nbytes in drawn))
     written = set().union(*targets)
     expected = len(written) < sum(map(len, targets)) or bool(written & sources)
-    assert runs_overlap(drawn) == expected
+    assert runs_overlap(numpy.array(drawn, numpy.int64).reshape(-1, 3)) == expected

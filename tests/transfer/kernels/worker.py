@@ -55,7 +55,7 @@ class NumbaWorker:
         array = aligned(target)
         to = array[launch.target_address - TARGET_BASE :]
         at = aligned(source)[launch.source_address - SOURCE_BASE :]
-        self.body.run_many(launch, numpy.array(launch.table, numpy.int64), to, at)
+        self.body.run_many(launch, launch.table.ravel(), to, at)
         return array.tobytes()
 
     def hold(self, flag, limit_ns, nap_ns):
@@ -91,7 +91,7 @@ class HostWorker:
         array, other = aligned(target), aligned(source)
         to = ctypes.c_void_p(array.ctypes.data + launch.target_address - TARGET_BASE)
         at = ctypes.c_void_p(other.ctypes.data + launch.source_address - SOURCE_BASE)
-        table = numpy.array(launch.table, numpy.int64)
+        table = launch.table
         counts = (ctypes.c_int64(launch.runs), ctypes.c_int64(launch.chunks))
         self.library.launch_many(launch.blocks, launch.threads, to, at, ctypes.c_void_p(table.ctypes.data), *counts)
         return array.tobytes()
