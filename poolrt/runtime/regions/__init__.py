@@ -1,1 +1,8 @@
-"""Layers split across cards inside one process: regions are found, rewritten, and the rewrite is proven."""
+"""Layers split across cards inside one process: regions are found, rewritten, and the rewrite is proven.
+
+    plan = find_regions(model, run, shares)                 find.py      nothing changes
+    installed = Installed(model, plan, devices, pieces)     install.py   modules run split from here on
+
+finding     capture -> (forms | search_region: probe, needs, granules, dealing, fitting, attributes, dropouts) -> verify
+running     build -> forked, row_linear, split_embedding, split_attention; fork_join and parted carry the values
+"""

@@ -30,6 +30,9 @@ from poolrt.runtime.regions.replica import (
 )
 from poolrt.runtime.trees import flatten
 
+PLAIN_CONSTANTS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})
+"""arguments that every card gets as they are"""
+
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 """pieces(parameter): one tensor per card, each on its card; leaves where they are trained"""
 
@@ -61,10 +64,31 @@ class ForkedModule:
 
     def _fork(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The arguments as each card reads them."""
+        quickly = None if self._inputs else self._copies((args, kwargs))
+        if quickly is not None:
+            return quickly
         tree = flatten((args, kwargs))
         by_leaf = [self._to_cards(leaf.tensor, self._inputs.get(leaf.path)) for leaf in tree.leaves]
         calls = [tree.rebuild(tensors[card] for tensors in by_leaf) for card in range(len(self._devices))]
         return self._with_caches(calls) if tree.has_state else calls
+
+    def _copies(self, value: Any) -> list[Any] | None:
+        """The same as taking it apart, for plain tuples, lists, dicts and constants; None for anything else."""
+        kind = type(value)
+        if kind in PLAIN_CONSTANTS:
+            return [value] * len(self._devices)
+        if isinstance(value, Tensor):
+            return list(fork(value, self._devices))
+        if kind is dict:
+            columns = [self._copies(part) for part in value.values()]
+        elif kind is tuple or kind is list:
+            columns = [self._copies(part) for part in value]
+        else:
+            return None
+        if any(column is None for column in columns):
+            return None
+        rows = [[column[card] for column in columns if column is not None] for card in range(len(self._devices))]
+        return [dict(zip(value, row, strict=True)) if kind is dict else kind(row) for row in rows]
 
     def _with_caches(self, calls: list[Any]) -> list[Any]:
         """Each card with its own of the caches among the arguments."""
@@ -87,6 +111,8 @@ class ForkedModule:
         ]
 
     def _join(self, outputs: Sequence[Any]) -> Any:
+        if self._dropout is None and type(outputs[0]) is Tensor:
+            return self._joined(list(outputs), self._rewrite.outputs[0])
         trees = [flatten(output) for output in outputs]
         joined = [
             self._joined([tree.leaves[place].tensor for tree in trees], how)
