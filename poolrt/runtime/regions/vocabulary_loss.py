@@ -27,9 +27,14 @@ def parted_cross_entropy(
 ) -> Tensor:
     """`F.cross_entropy` of [rows, classes] whose classes lie in `parts`; the result is on `lead`.
 
+    Sums are in fp32 at least, as in torch's own kernel; under autocast the result is in fp32 too.
+
     Raises:
         IndexError: if a target is no class; on a GPU the device's own assertion comes later.
     """
+    given = parts[0].dtype
+    if given in (torch.float16, torch.bfloat16):
+        parts = [part.float() for part in parts]
     target = target.to(lead)
     counted = target != ignore_index
     classes = sum(part.shape[-1] for part in parts)
@@ -45,7 +50,8 @@ def parted_cross_entropy(
     if label_smoothing:
         mean = sum((part.sum(-1).to(lead) for part in parts), start=shift.new_zeros(())) / classes
         losses = (1 - label_smoothing) * losses + label_smoothing * (log_sum - mean)
-    return _reduced(torch.where(counted, losses, 0), counted, reduction)
+    result = _reduced(torch.where(counted, losses, 0), counted, reduction)
+    return result if torch.is_autocast_enabled(lead.type) else result.to(given)
 
 
 def _of_target(part: Tensor, target: Tensor) -> Tensor:

@@ -176,6 +176,17 @@ def test_cross_entropy_over_parts(options: dict):
     assert_same_gradients(leaves, leaf)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_loss_of_few_digits_is_summed_in_more(autocast: bool):
+    leaves = [torch.randn(6, 500).bfloat16() for _ in range(2)]
+    target = torch.randint(1000, (6,))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = F.cross_entropy(torch.cat(leaves, -1), target)
+        actual = F.cross_entropy(part_together(leaves, HOST), target)
+    assert actual.dtype == expected.dtype
+    torch.testing.assert_close(actual, expected, rtol=1e-5 if autocast else 1e-2, atol=0)
+
+
 def test_the_loss_does_not_bring_the_logits_together():
     tensor, _ = parted(6)
     F.cross_entropy(tensor.view(-1, 5), torch.zeros(6, dtype=torch.int64)).backward()
