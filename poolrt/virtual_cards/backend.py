@@ -9,9 +9,13 @@ A virtual card runs every operator's CPU kernel on host memory, so results are t
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import os
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -88,6 +92,27 @@ def _load(capacities: Sequence[int]) -> None:
     sys.modules[f"torch.{DEVICE_TYPE}"] = device_module
     generate_methods_for_privateuse1_backend()
     _loaded = True
+    atexit.register(_await_autograd, os.getpid())
+
+
+def _await_autograd(process: int) -> None:
+    """At exit: have autograd's threads let go of what they ran last.
+
+    They do so a moment after `backward` has returned, and one that needs the interpreter for it when that is gone takes
+    the process down ("terminate called without an active exception"). A backward of nothing comes after that moment,
+    and its own leaf is gone when the thread has let go of that too. Gives up after a second.
+    """
+    if os.getpid() != process:
+        return  # a forked child has no such threads
+    deadline = time.monotonic() + 1.0
+    for card in range(_C.host_driver().device_count()):
+        leaf = torch.empty(0, device=f"{DEVICE_TYPE}:{card}", requires_grad=True)
+        leaf.backward(leaf.detach())
+        held = weakref.ref(leaf)
+        del leaf
+        while held() is not None and time.monotonic() < deadline:
+            time.sleep(1e-4)
+    time.sleep(1e-3)
 
 
 def _claim_private_backend() -> None:

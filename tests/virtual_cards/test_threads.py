@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -114,3 +116,32 @@ def test_operators_let_other_python_threads_run():
     done.set()
     thread.join()
     assert seen_during > 0
+
+
+ENDS_AFTER_BACKWARD = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # so that autograd's thread is still busy when the script ends
+import torch, poolrt
+poolrt.virtual(cards=2, memory="64MiB")
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+weight = torch.nn.Parameter(torch.randn(64, 64, device="vcard:0"))
+for _ in range(3):
+    Twice.apply(weight).sum().backward()
+"""
+
+
+def test_a_script_may_end_with_backward():
+    """Autograd's threads need the interpreter to let go of what they ran; without a wait half of these runs abort."""
+    runs = [
+        subprocess.Popen([sys.executable, "-c", ENDS_AFTER_BACKWARD], stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    for run in runs:
+        _, said = run.communicate(timeout=120)
+        assert run.returncode == 0, said
