@@ -89,6 +89,8 @@ class Parted(torch.Tensor):
 
 def part_together(parts: Sequence[Tensor], lead: torch.device, sources: tuple[str, ...] = ()) -> Tensor:
     """One tensor from parts of its last dimension, one on each card in order; it is on `lead` to all who ask."""
+    if not torch.is_grad_enabled():
+        parts = [part.detach() for part in parts]  # who asks later, with gradients, must find no history either
     parted: Tensor = _PartTogether.apply(lead, sources, *parts)
     return parted
 
@@ -97,14 +99,14 @@ def brought_together(tensor: Tensor) -> Tensor:
     """A plain tensor on the lead card, with its history, where the tensor lies in parts; else the tensor itself."""
     if not isinstance(tensor, Parted):
         return tensor
-    if tensor.parts is None:
+    if tensor.parts is None or not _has_its_parts_history(tensor):
         return tensor.view_as(tensor)
     return torch.cat([part.to(tensor.device) for part in tensor.parts], -1)
 
 
 def parts_of(tensor: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...] | None:
     """The parts of a tensor that has such in these sizes and was not needed whole; else None."""
-    parts = tensor.parts if type(tensor) is Parted else None
+    parts = tensor.parts if type(tensor) is Parted and _has_its_parts_history(tensor) else None
     return parts if parts is not None and [part.shape[-1] for part in parts] == list(sizes) else None
 
 
@@ -120,6 +122,16 @@ class _PartTogether(torch.autograd.Function):
         return None, None, *(piece.to(home) for piece, (home, _) in zip(pieces, ctx.homes, strict=True))
 
 
+def _has_its_parts_history(tensor: Parted) -> bool:
+    """Whether a gradient for the parts is one for the tensor.
+
+    It is not where the tensor was made a leaf, or came out of a function of the user's own, whose backward would be
+    passed by.
+    """
+    with torch._C.DisableTorchFunctionSubclass():
+        return not tensor.requires_grad or isinstance(tensor.grad_fn, _PartTogether._backward_cls)
+
+
 def _unwrapped(value: Any) -> Any:
     return value.whole() if isinstance(value, Parted) else value
 
@@ -129,6 +141,9 @@ def _on_parts(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     parted = [tensor for tensor in tensors if isinstance(tensor, Parted)]
     if func in _LEAVES_TORCH:
         return func(brought_together(parted[0]), *args[1:], **kwargs)
+    for tensor in parted:
+        if not _has_its_parts_history(tensor):
+            tensor.whole()
     if any(tensor.parts is None for tensor in parted):
         return _UNHANDLED
     if func in _POINTWISE:

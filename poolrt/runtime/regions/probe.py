@@ -30,6 +30,7 @@ _NOISE = 0.5
 """added to inputs"""
 _MASKED = 1e4
 """numbers that are larger say which entries do not count"""
+_LARGEST = 1e38
 _PIECE = 1 << 17
 """entries that are compared at once"""
 
@@ -107,9 +108,14 @@ class RegionProbe:
         return tree.rebuild(tensors), inputs
 
     def _varied(self, tensor: Tensor) -> Tensor:
-        """Numbers with noise, so that no two tokens are alike; what is as large as a mask's minus infinity stays."""
+        """Numbers with noise, so that no two tokens are alike.
+
+        What is as large as a mask's minus infinity stays out of play, but finite in fp32 too: code that computes a
+        softmax in fp32 would otherwise find rows with no entry at all.
+        """
         if not tensor.is_floating_point():
             return tensor
+        tensor = tensor.nan_to_num(nan=0.0).clamp(-_LARGEST, _LARGEST)
         noise = torch.randn(tensor.shape, generator=self._random, dtype=tensor.dtype) * _NOISE
         return torch.where(tensor.abs() < _MASKED, tensor + noise, tensor)
 
@@ -176,11 +182,9 @@ def differs(expected: Tensor, actual: Tensor, tolerance: float, floor: float = 1
 
 
 def largest_of(tensors: Iterable[Tensor | None]) -> float:
-    """The largest size of a value in any of the tensors, without temporaries; 0 where there is none."""
-    infinity = float("inf")
-    return max(
-        (float(torch.linalg.vector_norm(t, infinity)) for t in tensors if t is not None and t.numel()), default=0.0
-    )
+    """The largest finite size of a value in any of the tensors; 0 where there is none."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return max((_largest_finite(piece) for tensor in present for piece in _in_pieces(tensor)), default=0.0)
 
 
 def _in_pieces(tensor: Tensor) -> Sequence[Tensor]:

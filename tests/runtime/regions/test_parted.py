@@ -108,6 +108,42 @@ def test_a_function_of_the_users_own_sees_the_whole_and_gives_gradients_back():
     assert all(torch.equal(leaf.grad, torch.full_like(leaf, 2.0)) for leaf in leaves)
 
 
+class TimesTenBackwards(torch.autograd.Function):
+    """Gives back what it was given, and ten times the gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 10
+
+
+def test_the_backward_of_a_users_function_is_not_passed_by():
+    tensor, leaves = parted(3)
+    (TimesTenBackwards.apply(tensor) * 2).sum().backward()
+    assert all(torch.equal(leaf.grad, torch.full_like(leaf, 20.0)) for leaf in leaves)
+    tensor, leaves = parted(3)
+    brought_together(TimesTenBackwards.apply(tensor)).sum().backward()
+    assert all(torch.equal(leaf.grad, torch.full_like(leaf, 10.0)) for leaf in leaves)
+
+
+def test_made_a_leaf_it_keeps_the_gradient():
+    tensor, leaves = parted(3)
+    leaf = tensor.detach().requires_grad_()
+    (leaf * 2).sum().backward()
+    assert torch.equal(leaf.grad, torch.full((3, 5), 2.0, dtype=torch.float64))
+    assert all(part.grad is None for part in leaves)
+
+
+def test_made_without_gradients_it_has_none_later():
+    with torch.no_grad():
+        tensor, _ = parted(3)
+    assert not (tensor * 2).requires_grad
+    assert not tensor.sum().requires_grad
+
+
 def test_hooks_and_kept_gradients_see_the_whole_gradient():
     tensor, _ = parted(3)
     seen = []
