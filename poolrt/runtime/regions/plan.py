@@ -119,7 +119,7 @@ class Refusal:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.name} stays whole: {self.reason}"
+        return _whole([self.name], self.reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,10 @@ class RegionPlan:
             f"{len(self.regions)} regions are split over {self.cards} cards: "
             f"{self.split_share:.0%} of the parameters lie in pieces"
         ]
-        return lines + [str(refusal) for refusal in self.refused]
+        names: dict[str, list[str]] = {}
+        for refusal in self.refused:
+            names.setdefault(refusal.reason, []).append(refusal.name)
+        return lines + [_whole(alike, reason) for reason, alike in names.items()]
 
     def to_json(self) -> dict[str, Any]:
         """As plain lists and numbers, for `plan --json`."""
@@ -154,6 +157,13 @@ class RegionPlan:
             "splits": {name: split.to_json() for name, split in self.splits.items()},
             "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in self.refused],
         }
+
+
+def _whole(names: list[str], reason: str) -> str:
+    if len(names) == 1:
+        return f"{names[0]} stays whole: {reason}"
+    others = f"{len(names) - 1} other" + ("s" if len(names) > 2 else "")
+    return f"{names[0]} and {others} ({names[-1]} the last) stay whole: {reason}"
 
 
 def parameter_splits(rewrite: Rewrite) -> dict[str, Split]:

@@ -197,7 +197,9 @@ def test_what_spans_heads_is_refused_by_name():
     plan = plan_for(model, batch)
     assert "q_norm and k_norm would work across cards" in reason(plan, "model.layers.0.self_attn")
     assert not any("self_attn" in name for name in plan.splits)
-    assert any("model.layers.1.self_attn stays whole" in line for line in plan.explain())
+    first = "model.layers.0.self_attn and 1 other (model.layers.1.self_attn the last) stay whole: q_norm and k_norm"
+    assert [line.startswith(first) for line in plan.explain()] == [False, True], "one sentence for equal layers"
+    assert str(plan.refused[0]).startswith("model.layers.0.self_attn stays whole: ")
 
 
 def test_fewer_heads_than_cards_are_refused():

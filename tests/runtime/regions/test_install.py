@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -125,3 +126,48 @@ def test_frozen_weights_get_no_gradients(split: Splitter):
     model(**made.batch).sum().backward()
     assert made.pieces.gradient(model.body[0].weight) is None
     assert made.pieces.gradient(model.body[2].weight) is not None
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", ["llama-2", "bert", "whisper"])
+def test_recomputed_in_backward_gradients_are_the_same(name: str, reentrant: bool, split: Splitter):
+    model, batch = SPECIMENS[name].build()
+    made = split(model, batch)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        for slot in made.installed.slots():
+            slot.parameter.grad = None
+        model.zero_grad()
+        model(**made.batch)["loss"].backward()
+        found = {key: made.pieces.gradient(parameter) for key, parameter in model.named_parameters()}
+        return {key: gradient.clone() for key, gradient in found.items() if gradient is not None}
+
+    plain = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    again = gradients()
+    assert plain.keys() == again.keys()
+    for key, gradient in plain.items():
+        torch.testing.assert_close(again[key], gradient, rtol=1e-12, atol=1e-14, msg=key)
+
+
+@pytest.mark.parametrize("name", ["llama-2", "gpt2"])
+def test_under_autocast_losses_agree_as_the_narrow_type_allows(name: str, split: Splitter):
+    reference, batch = SPECIMENS[name].build()
+    reference.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = reference(**batch)["loss"]
+    model, batch = SPECIMENS[name].build()
+    made = split(model.float(), batch)
+    with torch.autocast("vcard", torch.bfloat16):
+        actual = model(**made.batch)["loss"]
+    assert actual.dtype == expected.dtype
+    torch.testing.assert_close(actual.cpu(), expected, rtol=5e-3, atol=0)
+
+
+def test_threads_run_the_same_regions_at_once(split: Splitter):
+    model, batch = SPECIMENS["gpt2"].build()
+    made = split(model, batch)
+    expected = model(**made.batch)["loss"].item()
+    with ThreadPoolExecutor(3) as threads:
+        losses = list(threads.map(lambda _: model(**made.batch)["loss"].item(), range(12)))
+    assert losses == [expected] * 12
