@@ -14,6 +14,7 @@ from poolrt.errors import ConfigurationError, ModelError, PlanError
 from poolrt.planning.limits import Spill
 from poolrt.planning.plan import Plan
 from poolrt.planning.planner import make_plan
+from poolrt.planning.tensor_parallel import check_cards
 from poolrt.reporting import Report, make_report
 from poolrt.runtime.batch_form import call_of, check_signature
 from poolrt.runtime.decide import Options
@@ -23,6 +24,7 @@ from poolrt.runtime.microbatch import batch_size_of
 from poolrt.runtime.place import tensors_on_meta
 from poolrt.runtime.pooled import Pooled, pooled_of
 from poolrt.runtime.profile_model import fingerprint
+from poolrt.runtime.tensor_parallel import TensorParallel, plan_tensor_parallel
 from poolrt.topology.box import virtual_box
 from poolrt.topology.build import logical_topology, virtual_topology
 from poolrt.topology.discover import discover_cuda
@@ -148,6 +150,7 @@ def plan(
     *,
     micro_batches: int | Literal["auto"] = "auto",
     schedule: Literal["auto", "gpipe"] = "auto",
+    tensor_parallel: int | Literal["auto"] = "auto",
     batch_dim: int = 0,
     optimizer: str = "adamw",
     spill: Literal["auto", "never"] | int | str = "auto",
@@ -160,6 +163,8 @@ def plan(
         topology: the cards; None discovers them.
         micro_batches: a number, or "auto".
         schedule: "auto" is "gpipe".
+        tensor_parallel: over how many cards each layer is split, all of them for now; "auto" and 1: whole layers go to
+            different cards. Then the batch is not cut, so `micro_batches` and `schedule` stay "auto".
         batch_dim: the dimension of inputs along which samples lie.
         optimizer: what will train it: "adamw", "sgd", ...; "none" for inference.
         spill: where to put what does not fit the cards: "auto" (other cards, then the host), "never", or how much
@@ -176,6 +181,8 @@ def plan(
     _check_model(model)
     call = call_of(sample)
     check_signature(model, call)
+    if _splits_layers(tensor_parallel, topology, micro_batches, spill):
+        return plan_tensor_parallel(model, call, topology, batch_dim=batch_dim, optimizer=optimizer)[0]
     measured = measure(
         model,
         model.forward,
@@ -205,6 +212,7 @@ def shard(
     plan: Plan | None = None,
     micro_batches: int | Literal["auto"] = "auto",
     schedule: Literal["auto", "gpipe"] = "auto",
+    tensor_parallel: int | Literal["auto"] = "auto",
     batch_dim: int = 0,
     optimizer: str = "adamw",
     spill: Literal["auto", "never"] | int | str = "auto",
@@ -220,6 +228,8 @@ def shard(
         plan: a plan made by `poolrt.plan` for this model and topology.
         micro_batches: a number, or "auto".
         schedule: "auto" is "gpipe".
+        tensor_parallel: over how many cards each layer is split, all of them for now; "auto" and 1: whole layers go to
+            different cards. Then the batch is not cut, so `micro_batches` and `schedule` stay "auto".
         batch_dim: the dimension of inputs along which samples lie.
         optimizer: what will train it; its state is planned for.
         spill: where to put what does not fit the cards: "auto" (other cards, then the host), "never", or how much
@@ -240,6 +250,11 @@ def shard(
     call = None if sample is None else call_of(sample)
     if call is not None:
         check_signature(model, call)
+    if plan is not None and plan.tensor_parallel > 1:
+        tensor_parallel = plan.tensor_parallel
+    if _splits_layers(tensor_parallel, topology, micro_batches, spill):
+        TensorParallel(model, topology, batch_dim=batch_dim, optimizer=optimizer, plan=plan).start(call)
+        return model
     options = Options(
         micro_batches=micro_batches,
         schedule=schedule,
@@ -250,6 +265,28 @@ def shard(
     )
     Pooled(model, topology, options, plan).start(call)
     return model
+
+
+def _splits_layers(
+    tensor_parallel: int | Literal["auto"],
+    topology: Topology,
+    micro_batches: int | Literal["auto"],
+    spill: int | str,
+) -> bool:
+    """Whether layers are split; then over all cards, and with a whole batch.
+
+    Raises:
+        ConfigurationError: if what was asked for does not go together.
+    """
+    if tensor_parallel in ("auto", 1):
+        return False
+    check_cards(tensor_parallel, topology)
+    if micro_batches not in ("auto", 1) or spill not in ("auto", "never"):
+        raise ConfigurationError(
+            f"tensor_parallel={tensor_parallel} runs the whole batch at once and spills nothing; leave out "
+            f"micro_batches={micro_batches!r} and spill={spill!r}"
+        )
+    return True
 
 
 def _spill(spill: int | str) -> Spill:
@@ -282,6 +319,7 @@ def verify(
     *,
     topology: Topology | None = None,
     micro_batches: int | Literal["auto"] = "auto",
+    tensor_parallel: int | Literal["auto"] = "auto",
     batch_dim: int = 0,
 ) -> Verification:
     """Prove it on your own model: one step sharded against one unsharded, every output and every gradient.
@@ -291,6 +329,7 @@ def verify(
         sample: one batch as you would give it to the model.
         topology: the cards; None discovers them.
         micro_batches: a number, or "auto".
+        tensor_parallel: over how many cards each layer is split; see `shard`.
         batch_dim: the dimension of inputs along which samples lie.
 
     Returns:
@@ -299,7 +338,14 @@ def verify(
     cards = discover() if topology is None else topology
 
     def pool(model: nn.Module) -> nn.Module:
-        return shard(model, topology=cards, sample=sample, micro_batches=micro_batches, batch_dim=batch_dim)
+        return shard(
+            model,
+            topology=cards,
+            sample=sample,
+            micro_batches=micro_batches,
+            tensor_parallel=tensor_parallel,
+            batch_dim=batch_dim,
+        )
 
     return verify_step(model_fn, sample, pool, lambda model: report(model).plan)
 

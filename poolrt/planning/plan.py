@@ -82,6 +82,8 @@ class Plan:
     """what was asked for: "auto", "never", or bytes on the host"""
     host_spill_bytes: int = 0
     """pooled bytes that are predicted to lie on the host, of all cards together"""
+    tensor_parallel: int = 1
+    """over how many cards each layer is split; with 1, whole layers are on different cards"""
 
     @property
     def spills(self) -> bool:
