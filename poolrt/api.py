@@ -278,7 +278,7 @@ def _splits_layers(
     Raises:
         ConfigurationError: if what was asked for does not go together.
     """
-    if tensor_parallel in ("auto", 1):
+    if tensor_parallel == "auto" or tensor_parallel == 1:
         return False
     check_cards(tensor_parallel, topology)
     if micro_batches not in ("auto", 1) or spill not in ("auto", "never"):

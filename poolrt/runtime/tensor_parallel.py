@@ -1,4 +1,4 @@
-"""A model whose layers are split over all cards: what `poolrt.shard(model, tensor_parallel=n)` puts in place of forward.
+"""A model whose layers are split over all cards: what `poolrt.shard(model, tensor_parallel=n)` makes of a model.
 
 first batch   find regions, each proven -> plan -> parameters in pieces -> rewrites on the modules
 every batch   to the lead card -> the model's own forward, in the caller's thread, on the whole batch -> outputs back
@@ -8,7 +8,6 @@ There are no micro-batches: batches that cannot be cut (one sample, BatchNorm, g
 
 from __future__ import annotations
 
-import functools
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -29,7 +28,6 @@ from poolrt.runtime.regions.install import Installed
 from poolrt.runtime.regions.parted import Parted
 from poolrt.runtime.regions.plan import RegionPlan
 from poolrt.runtime.sharded.parameter import pieces
-from poolrt.runtime.tensor_parallel_cache import with_caches
 from poolrt.runtime.tensor_parallel_clock import StepClock
 from poolrt.runtime.tensor_parallel_find import regions_of
 from poolrt.runtime.tensor_parallel_place import SplitPlacement
@@ -63,6 +61,8 @@ class TensorParallel:
         self.plan = plan
         self.regions: RegionPlan | None = None
         """None until there was a batch"""
+        self.crossed: tuple[int, int] | None = None
+        """(tensors, bytes) copied between cards in one step: not counted"""
         self._batch_dim, self._optimizer = batch_dim, optimizer
         self._given_plan = plan is not None
         self._placement: SplitPlacement | None = None
@@ -187,10 +187,7 @@ class TensorParallel:
         if self.regions is None or self._installed is not None:
             return
         with self._bare():
-            self._installed = Installed(self.model, self.regions, self.devices, pieces)
-            for name, forward in self._installed.forwards.items():
-                module = self.model.get_submodule(name)
-                module.__dict__["forward"] = functools.wraps(module.forward)(with_caches(forward))
+            self._installed = Installed(self.model, self.regions, self.devices, _pieces)
             self._split_forward = self.model.forward
 
     def remove_hooks(self) -> None:
@@ -218,6 +215,11 @@ class TensorParallel:
 _HINTS = ("a smaller batch", "more cards or more memory per card", "torch.utils.checkpoint in the model's layers")
 
 
+def _pieces(parameter: Tensor) -> list[Tensor]:
+    assert isinstance(parameter, nn.Parameter)
+    return pieces(parameter)
+
+
 def _usable_devices(topology: Topology) -> tuple[torch.device, ...] | None:
     """The cards, where they are really there; a recorded box is for planning alone."""
     if any(card.kind == "recorded" for card in topology.cards):
@@ -232,7 +234,7 @@ def _device_of(call: Call) -> torch.device | None:
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    """An output to where it is wanted; of one that lies in parts, every part by itself: the lead card need not hold it."""
+    """An output to where it is wanted; of one in parts every part by itself: the lead card need not hold it whole."""
     if isinstance(tensor, Parted) and tensor.parts is not None and device != tensor.device:
         return torch.cat([part.to(device) for part in tensor.parts], -1)
     return tensor.to(device)

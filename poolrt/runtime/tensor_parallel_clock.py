@@ -47,7 +47,7 @@ class _Step:
         if self._started is None:
             self._started = time.perf_counter()
             # torch has no public way to be told of the end of a backward; DistributedDataParallel uses this one.
-            torch.autograd.Variable._execution_engine.queue_callback(self._end)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self._end)
 
     def _end(self) -> None:
         if self._started is not None:

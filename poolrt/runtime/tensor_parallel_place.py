@@ -5,7 +5,7 @@ card 0   pieces 0, other parameters, buffers           card 1   pieces 1        
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from poolrt.runtime import optimizer_state
 from poolrt.runtime.place import Placement, WeightsBefore
 from poolrt.runtime.sharded.model import shard_parameters, unshard_parameters
 from poolrt.runtime.sharded.parameter import ShardedParameter
-from poolrt.runtime.sharded.tensor import Sharded
+from poolrt.runtime.sharded.tensor import ShardedTensor
 
 
 class SplitPlacement(Placement):
@@ -49,15 +49,15 @@ class SplitPlacement(Placement):
     def weight_nbytes(self) -> list[int]:
         """Bytes of parameters and buffers on each card now."""
         tensors = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
-        return self._by_card(tensors.values())
+        return self._by_card(list(tensors.values()))
 
     def gradient_nbytes(self) -> list[int]:
         """Bytes of gradients on each card now."""
         return self._by_card(p.grad for p in self.model.parameters() if p.grad is not None)
 
-    def _by_card(self, tensors: Iterator[Tensor] | Sequence[Tensor]) -> list[int]:
+    def _by_card(self, tensors: Iterable[Tensor]) -> list[int]:
         totals = [0] * len(self.devices)
         for tensor in tensors:
-            for card, part in enumerate(tensor.pieces if isinstance(tensor, Sharded) else (tensor,)):
+            for card, part in enumerate(tensor.pieces if isinstance(tensor, ShardedTensor) else (tensor,)):
                 totals[card] += part.nbytes
         return totals

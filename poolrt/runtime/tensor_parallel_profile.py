@@ -1,4 +1,4 @@
-"""What splitting changes of a model's costs, watched during one forward of the whole model, wherever its weights are."""
+"""What splitting changes of a model's costs, watched during one forward of the whole model, wherever it is."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class _Watch:
         in_parts = isinstance(rewrite, Forked) and rewrite.outputs[:1] == ("parts",)
         if in_parts and tensors:
             self.in_parts.add(_address(tensors[0]))
-            self.kept.append(tensors[0])
+            self.kept.append(tensors[0].detach())  # its history would hold this watch: a cycle never freed
         self.done.append(
             RegionCall(
                 module=name,
@@ -249,7 +249,7 @@ def _notes(model: nn.Module, split: dict[str, Rewrite]) -> Iterator[str]:
 
 
 def _drops(module: nn.Module, rewrite: Rewrite) -> bool:
-    """Whether the module drops something on every card while it trains; a probability may be the module's or a number."""
+    """Whether the module drops something on every card while it trains: by a dropout in it, or a probability it has."""
     if isinstance(rewrite, RowLinear):
         return False
     after = rewrite.dropout_after if isinstance(rewrite, Forked) else None
