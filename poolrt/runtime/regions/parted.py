@@ -243,6 +243,7 @@ def _argmax(tensor: Parted, dim: int | None = None, keepdim: bool = False) -> An
 
 @_handles(F.cross_entropy)
 def _cross_entropy(input: Parted, target: Tensor, weight: Tensor | None = None, *rest: Any, **options: Any) -> Any:  # noqa: A002
+    options = {name: option for name, option in options.items() if option is not None}  # torch names what is left out
     by_class = input.dim() == 2 and target.dim() == 1 and not target.is_floating_point()
     if rest or weight is not None or not by_class or options.keys() - {"ignore_index", "reduction", "label_smoothing"}:
         return _UNHANDLED
