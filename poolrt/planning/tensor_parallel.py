@@ -11,6 +11,7 @@ them. What it is given is copied to each card, what the cards made of it is adde
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -81,7 +82,7 @@ def plan_split(facts: SplitFacts, topology: Topology, optimizer: str) -> Plan:
     cards = tuple(
         CardPlan(
             index=card.index,
-            layers=(*facts.modules, *facts.rest) if card.index == 0 else facts.modules,
+            layers=_grouped((*facts.modules, *(() if card.index else facts.rest))),
             predicted_bytes=predicted[card.index],
             capacity_bytes=card.memory_bytes,
             predicted_busy_s=busy_s[card.index],
@@ -102,6 +103,14 @@ def plan_split(facts: SplitFacts, topology: Topology, optimizer: str) -> Plan:
         reason=_reason(topology, predicted, usable) if too_full else "",
         tensor_parallel=len(topology),
     )
+
+
+def _grouped(names: Iterable[str]) -> tuple[str, ...]:
+    """Each name once; those that differ in a number alone stand together, as readers want to see them."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(re.sub(r"\d+", "", name), []).append(name)
+    return tuple(name for group in groups.values() for name in group)
 
 
 def check_cards(tensor_parallel: int, topology: Topology) -> None:
