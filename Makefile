@@ -80,6 +80,7 @@ bench: $(READY)
 	$(RUN) benchmarks/allocator.py --quick --json build/bench/allocator.json
 	$(RUN) benchmarks/kernels.py --quick --json build/bench/kernels.json
 	$(RUN) benchmarks/copies.py --quick --json build/bench/copies.json
+	$(RUN) benchmarks/tensor_parallel.py --quick --json build/bench/tensor_parallel.json
 
 gpu-check: $(READY)
 	@mkdir -p build

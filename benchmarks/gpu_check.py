@@ -60,6 +60,7 @@ PARTS = (
     Part(name="kernels", command=("benchmarks/kernels.py", "--json", "{json}"), limit_s=60),
     Part(name="bench_copy", command=("-m", "poolrt", "bench", "copy", "--quick"), limit_s=60),
     Part(name="one_card", command=("benchmarks/one_card.py", "--cuda", "--json", "{json}"), limit_s=60),
+    Part(name="tensor_parallel", command=("benchmarks/tensor_parallel.py", "--cuda", "--json", "{json}"), limit_s=60),
     Part(name="allocator", command=("benchmarks/allocator.py", "--cuda", "--quick", "--json", "{json}"), limit_s=90),
     Part(name="copies", command=("benchmarks/copies.py", "--cuda", "--json", "{json}"), limit_s=60),
     Part(

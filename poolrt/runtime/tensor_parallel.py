@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,14 +37,28 @@ from poolrt.topology.topology import Topology
 
 
 def plan_tensor_parallel(
-    model: nn.Module, call: Call, topology: Topology, *, batch_dim: int, optimizer: str
+    model: nn.Module,
+    call: Call,
+    topology: Topology,
+    *,
+    batch_dim: int,
+    optimizer: str,
+    devices: Sequence[torch.device] | None = None,
 ) -> tuple[Plan, RegionPlan]:
     """How the layers of `model` would be split, and what a step would cost. Moves nothing.
+
+    Args:
+        model: on whatever device.
+        call: one whole batch.
+        topology: the cards; they need not be there.
+        batch_dim: the dimension of inputs along which samples lie.
+        optimizer: what will train it: a name that planning knows.
+        devices: of the cards, to prove rewrites there; on the host unless given.
 
     Raises:
         ModelError: if nothing of the model can be split.
     """
-    regions = regions_of(model, call, topology, batch_dim, _usable_devices(topology))
+    regions = regions_of(model, call, topology, batch_dim, devices)
     return plan_split(split_facts(model, regions, call, topology, batch_dim), topology, optimizer), regions
 
 
@@ -135,9 +149,14 @@ class TensorParallel:
     def _planned(self, call: Call) -> tuple[Plan, RegionPlan]:
         if self.plan is None or not self._given_plan:
             return plan_tensor_parallel(
-                self.model, call, self.topology, batch_dim=self._batch_dim, optimizer=self._optimizer
+                self.model,
+                call,
+                self.topology,
+                batch_dim=self._batch_dim,
+                optimizer=self._optimizer,
+                devices=self.devices,
             )
-        regions = regions_of(self.model, call, self.topology, self._batch_dim, _usable_devices(self.topology))
+        regions = regions_of(self.model, call, self.topology, self._batch_dim, self.devices)
         found = {rewrite.module for region in regions.regions for rewrite in region.rewrites}
         planned = set(self.plan.cards[-1].layers)
         if found != planned:
@@ -218,13 +237,6 @@ _HINTS = ("a smaller batch", "more cards or more memory per card", "torch.utils.
 def _pieces(parameter: Tensor) -> list[Tensor]:
     assert isinstance(parameter, nn.Parameter)
     return pieces(parameter)
-
-
-def _usable_devices(topology: Topology) -> tuple[torch.device, ...] | None:
-    """The cards, where they are really there; a recorded box is for planning alone."""
-    if any(card.kind == "recorded" for card in topology.cards):
-        return None
-    return tuple(torch.device(card.device) for card in topology.cards)
 
 
 def _device_of(call: Call) -> torch.device | None:

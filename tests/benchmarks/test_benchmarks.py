@@ -58,6 +58,18 @@ def test_one_card_compares_the_same_model_with_and_without_shard(tiny) -> None:
     assert found["overhead"] == pytest.approx(sharded / plain - 1)
 
 
+def test_tensor_parallel_tells_what_every_region_costs(tiny) -> None:
+    import tensor_parallel
+
+    found = tensor_parallel.measure(tiny, cards=2, rounds=1, memory="1GiB", cuda=False)
+    assert set(found["median_s"]) == {"one card", "layers on cards", "split layers"}
+    first = next(row for row in found["regions"] if row["form"].endswith("intermediate"))
+    assert first["calls"] == tiny.layers
+    assert first["split_operations"] > first["whole_operations"], "each card does all of them on its part"
+    hidden_nbytes = 4 * tiny.batch_size * tiny.sequence_length * tiny.hidden
+    assert (first["copies"], first["copied_nbytes"]) == (1, hidden_nbytes), "what it reads goes to one more card"
+
+
 def test_pooled_batch_grows_with_the_cards(tmp_path: Path) -> None:
     import pooled_batch
 

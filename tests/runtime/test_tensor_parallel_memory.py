@@ -31,7 +31,7 @@ def bert() -> nn.Module:
             intermediate_size=4 * WIDTH,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-        )  # fmt: skip
+        )
     )
 
 
@@ -48,7 +48,7 @@ def gpt2() -> nn.Module:
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
-        )  # fmt: skip
+        )
     )
 
 
@@ -63,7 +63,7 @@ def llama() -> nn.Module:
             num_attention_heads=4,
             num_key_value_heads=2,
             intermediate_size=3 * WIDTH,
-        )  # fmt: skip
+        )
     )
 
 
