@@ -27,7 +27,7 @@ from poolrt.runtime.out_of_memory import MemoryGuard
 from poolrt.runtime.regions.install import Installed
 from poolrt.runtime.regions.parted import Parted
 from poolrt.runtime.regions.plan import RegionPlan
-from poolrt.runtime.sharded.parameter import pieces
+from poolrt.runtime.sharded.parameter import ShardedParameter, pieces
 from poolrt.runtime.tensor_parallel_clock import StepClock
 from poolrt.runtime.tensor_parallel_find import regions_of
 from poolrt.runtime.tensor_parallel_place import SplitPlacement
@@ -81,6 +81,7 @@ class TensorParallel:
         self._given_plan = plan is not None
         self._placement: SplitPlacement | None = None
         self._installed: Installed | None = None
+        self._pieces: list[list[Tensor]] = []
         self._guard = MemoryGuard(self._placed, lambda: _HINTS)
         self._clock = StepClock()
 
@@ -205,6 +206,8 @@ class TensorParallel:
         """Put the rewrites on the modules."""
         if self.regions is None or self._installed is not None:
             return
+        # Pieces are the same objects only while someone holds all of a parameter's: then one node has their gradients.
+        self._pieces = [pieces(p) for p in self.model.parameters() if isinstance(p, ShardedParameter)]
         with self._bare():
             self._installed = Installed(self.model, self.regions, self.devices, _pieces)
             self._split_forward = self.model.forward
@@ -214,6 +217,7 @@ class TensorParallel:
         if self._installed is not None:
             self._installed.uninstall()
         self._installed = None
+        self._pieces = []
 
     @contextmanager
     def _bare(self) -> Iterator[None]:

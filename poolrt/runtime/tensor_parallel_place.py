@@ -47,7 +47,7 @@ class SplitPlacement(Placement):
         self._before.restore()
 
     def weight_nbytes(self) -> list[int]:
-        """Bytes of parameters and buffers on each card now."""
+        """Bytes of parameters and buffers on each card now; what has not come to its card is not counted."""
         tensors = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
         return self._by_card(list(tensors.values()))
 
@@ -59,5 +59,5 @@ class SplitPlacement(Placement):
         totals = [0] * len(self.devices)
         for tensor in tensors:
             for card, part in enumerate(tensor.pieces if isinstance(tensor, ShardedTensor) else (tensor,)):
-                totals[card] += part.nbytes
+                totals[card] += part.nbytes if part.device == self.devices[card] else 0
         return totals

@@ -67,8 +67,8 @@ def test_three_steps_are_those_of_one_card(name: str, count: int):
         assert_near(expected, actual, TOLERANCE[name], "loss")
     for (path, p), q in zip(reference.named_parameters(), model.parameters(), strict=True):
         # Adam divides by the gradient's size: where that is rounding noise, its direction is noise too.
-        solid = p.grad.abs() > 1e-9
-        assert torch.allclose(p[solid], q.detach().cpu()[solid], rtol=1e-6, atol=1e-9), path
+        solid = p.grad.abs() > 1e3 * TOLERANCE[name]
+        assert torch.allclose(p[solid], q.detach().cpu()[solid], rtol=1e-6, atol=TOLERANCE[name]), path
 
 
 @each_model
@@ -287,8 +287,10 @@ def test_memory_that_ends_while_placing_leaves_the_model_as_it_was():
     plan = poolrt.plan(model, batch, topology, tensor_parallel=2)
     assert plan.feasible
     in_use = torch.empty(2**21 - 2**17, dtype=torch.uint8, device="vcard:1")
-    with pytest.raises(torch.OutOfMemoryError, match="card 1"):
+    with pytest.raises(poolrt.OutOfMemoryError, match="card 1") as caught:
         poolrt.shard(model, topology=topology, sample=batch, plan=plan)
+    assert (caught.value.card, caught.value.weights_nbytes) == (1, 0), "nothing of the model is on it any more"
+    assert caught.value.other_nbytes == in_use.nbytes
     del in_use
     assert all(type(p) is nn.Parameter and p.device.type == "cpu" for p in model.parameters())
     poolrt.shard(model, topology=topology, sample=batch, plan=plan)
