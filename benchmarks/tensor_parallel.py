@@ -76,7 +76,7 @@ def measure(shape: BertShape, cards: int, rounds: int, memory: str, *, cuda: boo
     topology = make_cards(cards, memory, cuda=cuda)
     batch, model = make_batch(shape), make_bert(shape)
     lead = torch.device(topology.cards[0].device)
-    whole = copy.deepcopy(model).to(lead)
+    whole = nn.Module.to(copy.deepcopy(model), lead)
     pipeline = poolrt.shard(copy.deepcopy(model), topology=topology, sample=batch)
     split = poolrt.shard(copy.deepcopy(model), topology=topology, sample=batch, tensor_parallel=cards)
     on_lead = {name: value.to(lead) for name, value in batch.items()}
