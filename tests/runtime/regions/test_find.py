@@ -123,8 +123,11 @@ def test_unequal_cards_get_unequal_shares(split: Splitter):
     torch.testing.assert_close(model(**made.batch).loss.cpu(), expected, rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", "falcon-alibi", "whisper", "encoder"])
-def test_another_batch_size_and_length_than_the_one_looked_at(name: str, split: Splitter):
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("bert", 1e-12), ("t5", 1e-12), ("falcon-alibi", 1e-6), ("whisper", 1e-12), ("encoder", 1e-12)],
+)  # Falcon's own loss takes the logits to fp32
+def test_another_batch_size_and_length_than_the_one_looked_at(name: str, tolerance: float, split: Splitter):
     specimen = SPECIMENS[name]
     model, small = specimen.build()
     reference, _ = specimen.build()
@@ -138,7 +141,7 @@ def test_another_batch_size_and_length_than_the_one_looked_at(name: str, split: 
     expected = reference(**batch)["loss"]
     lead = next(made.model.parameters()).device
     actual = model(**{key: value.to(lead) if isinstance(value, Tensor) else value for key, value in batch.items()})
-    torch.testing.assert_close(actual["loss"].cpu(), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(actual["loss"].cpu(), expected, rtol=tolerance, atol=0)
 
 
 class Gated(nn.Module):
