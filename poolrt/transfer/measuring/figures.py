@@ -138,7 +138,10 @@ def fit_line(points: Sequence[Point]) -> Line:
     reached = largest.nbytes / largest.seconds
     if len({point.nbytes for point in points}) == 1:
         return Line(latency_s=0.0, bytes_per_s=reached)
-    slope = (ones * products - sizes * times) / (ones * squares - sizes**2)
+    spread = ones * squares - sizes**2
+    if spread <= 0:  # one point outweighs the others by more than a float can tell
+        return Line(latency_s=0.0, bytes_per_s=reached)
+    slope = (ones * products - sizes * times) / spread
     latency_s = (times - slope * sizes) / ones
     if slope <= 0:
         return Line(latency_s=times / ones, bytes_per_s=reached)

@@ -112,3 +112,10 @@ def test_where_time_does_not_grow_it_is_all_latency(seconds):
 def test_no_line_through_nothing(points):
     with pytest.raises(ConfigurationError):
         fit_line(points)
+
+
+def test_a_point_that_outweighs_all_others_is_the_line():
+    points = [Point(nbytes=8, seconds=1e-7), Point(nbytes=9, seconds=10.0)]
+    line = fit_line(points)
+    assert line.bytes_per_s > 0
+    assert line.latency_s >= 0
