@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from poolrt.transfer.kernels import cuda_body
+import poolrt.transfer.kernels.cuda_body as cuda_body  # not `from` the package: that would close a circle
 from poolrt.transfer.kernels.launch import Lanes, plan_copy
 from poolrt.transfer.kernels.walk import Layout
 

@@ -12,8 +12,8 @@ from functools import cache
 
 import torch
 
+import poolrt.transfer.kernels.cuda_body as cuda_body  # not `from` the package: that would close a circle
 from poolrt.errors import ConfigurationError
-from poolrt.transfer.kernels import cuda_body
 from poolrt.transfer.kernels.availability import available
 from poolrt.transfer.kernels.launch import Lanes, Launch, plan_add, plan_copy, plan_many
 from poolrt.transfer.kernels.overlap import refuse_overlap, runs_overlap

@@ -6,8 +6,8 @@ from types import TracebackType
 
 import torch
 
+import poolrt.transfer.kernels.cuda_body as cuda_body  # not `from` the package: that would close a circle
 from poolrt.errors import ConfigurationError
-from poolrt.transfer.kernels import cuda_body
 from poolrt.transfer.kernels.availability import available
 
 _NAP_NS = 1000
