@@ -22,7 +22,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from allocator_contenders import ON_CPU
@@ -30,7 +29,7 @@ from allocator_gpu import ENVIRONMENT, ON_GPU
 from allocator_program import measure_cpp
 from allocator_trace import Trace
 from allocator_worker import Worker
-from measuring import interleaved, median_ratio, write_json
+from measuring import benchmark_parser, interleaved, median_ratio, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -224,14 +223,11 @@ def _settings(options: argparse.Namespace, shape: dict[str, int], trace: Trace) 
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer sizes, rounds and pairs; a smaller BERT")
-    parser.add_argument("--cuda", action="store_true", help="on the first GPU")
+    parser = benchmark_parser(__doc__, quick="fewer sizes, rounds and pairs; a smaller BERT", cuda="on the first GPU")
     parser.add_argument("--contenders", nargs="+", help="only these; the first is what the others are compared with")
     parser.add_argument("--sizes", type=int, nargs="+", help="bytes of the blocks")
     parser.add_argument("--rounds", type=int, help="measured rounds")
     parser.add_argument("--pairs", type=int, help="of an allocation and its free in a round")
-    parser.add_argument("--json", type=Path, help="where to write the results")
     options = parser.parse_args(arguments)
     openers = ON_GPU if options.cuda else ON_CPU
     options.contenders = options.contenders or list(openers)

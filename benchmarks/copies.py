@@ -23,11 +23,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Times, interleaved, median_ratio, write_json
+from measuring import Times, benchmark_parser, interleaved, median_ratio, write_json
 from rich.console import Console
 from rich.table import Table
 from sleeping import BACKWARD_S_PER_ROW, FORWARD_S_PER_ROW, WIDTH, sleeping_model
@@ -243,12 +242,9 @@ def _behind_work(found: dict[str, Any]) -> Table:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer sizes")
-    parser.add_argument("--cuda", action="store_true", help="the first GPU instead of virtual cards")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds")
-    parser.add_argument("--json", type=Path, help="where to write the results")
-    return parser.parse_args(arguments)
+    return benchmark_parser(
+        __doc__, quick="fewer sizes", cuda="the first GPU instead of virtual cards", rounds=5
+    ).parse_args(arguments)
 
 
 if __name__ == "__main__":

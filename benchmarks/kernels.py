@@ -15,11 +15,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import interleaved, median_ratio, write_json
+from measuring import benchmark_parser, interleaved, median_ratio, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -172,11 +171,7 @@ def _table(rows: list[dict[str, Any]], many: dict[str, Any]) -> Table:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="64 MiB instead of 512 MiB")
-    parser.add_argument("--rounds", type=int, default=15, help="measured rounds")
-    parser.add_argument("--json", type=Path, help="where to write the results")
-    return parser.parse_args(arguments)
+    return benchmark_parser(__doc__, quick="64 MiB instead of 512 MiB", rounds=15).parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -45,6 +46,27 @@ def interleaved(contenders: Mapping[str, Callable[[], float | None]], rounds: in
             if turn >= warmup:
                 times[name].append(elapsed)
     return times
+
+
+def benchmark_parser(
+    description: str | None, *, quick: str, cuda: str = "", rounds: int | None = None
+) -> argparse.ArgumentParser:
+    """The options that benchmarks have in common.
+
+    Args:
+        description: the benchmark's docstring.
+        quick: what --quick leaves out.
+        cuda: what --cuda does; "" for a benchmark that has no such option.
+        rounds: measured rounds if none are asked for; None for a benchmark that has no such option.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    if cuda:
+        parser.add_argument("--cuda", action="store_true", help=cuda)
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help="measured rounds")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    return parser
 
 
 def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:

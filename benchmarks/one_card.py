@@ -13,12 +13,11 @@ import argparse
 import copy
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from bert import BertShape, make_batch, make_bert
 from cards import make_cards, synchronize
-from measuring import interleaved, median_ratio, training_step, write_json
+from measuring import benchmark_parser, interleaved, median_ratio, training_step, write_json
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -77,12 +76,9 @@ def _table(result: dict[str, Any]) -> Table:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller BERT")
-    parser.add_argument("--cuda", action="store_true", help="a share of the first GPU instead of a virtual card")
-    parser.add_argument("--rounds", type=int, default=9, help="measured rounds")
-    parser.add_argument("--json", type=Path, help="where to write the results")
-    return parser.parse_args(arguments)
+    return benchmark_parser(
+        __doc__, quick="a smaller BERT", cuda="a share of the first GPU instead of a virtual card", rounds=9
+    ).parse_args(arguments)
 
 
 if __name__ == "__main__":

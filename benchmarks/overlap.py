@@ -17,12 +17,11 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from bert import BertShape, make_batch, make_bert
-from measuring import Times, interleaved, median_ratio, training_step, write_json
+from measuring import Times, benchmark_parser, interleaved, median_ratio, training_step, write_json
 from rich.console import Console
 from rich.table import Table
 from sleeping import WIDTH, ideal_speedup, sleeping_model
@@ -209,14 +208,11 @@ def _bert_table(bert: dict[str, Any]) -> Table:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller BERT")
+    parser = benchmark_parser(__doc__, quick="a smaller BERT", rounds=5)
     parser.add_argument("--only-schedule", action="store_true", help="only the layers that sleep")
     parser.add_argument("--cards", type=int, nargs="+", default=[2, 4], help="cards for the layers that sleep")
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[2, 4, 8], help="for the layers that sleep")
     parser.add_argument("--bert-micro-batches", type=int, nargs="+", default=[4, 8], help="for BERT")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds")
-    parser.add_argument("--json", type=Path, help="where to write the results")
     return parser.parse_args(arguments)
 
 

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measuring import write_json
+from measuring import benchmark_parser, write_json
 from pooled_trial import MODELS
 from rich.console import Console
 from rich.progress import Progress
@@ -108,16 +108,15 @@ def _table(rows: list[dict[str, Any]], options: argparse.Namespace) -> Table:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small BERT on small cards")
+    parser = benchmark_parser(
+        __doc__, quick="a small BERT on small cards", cuda="shares of the first GPU instead of virtual cards"
+    )
     parser.add_argument("--model", choices=MODELS, default="bert-base")
     parser.add_argument("--cards", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--card-memory", default="3GiB")
     parser.add_argument("--seq-len", type=int, default=128, help="tokens in one sample")
     parser.add_argument("--limit", type=int, default=4096, help="no batch above this is tried")
     parser.add_argument("--step", type=int, default=1, help="batches are tried in multiples of this")
-    parser.add_argument("--cuda", action="store_true", help="shares of the first GPU instead of virtual cards")
-    parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--png", type=Path, help="where to draw them")
     options = parser.parse_args(arguments)
     if options.quick:

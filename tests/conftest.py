@@ -8,10 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+hypothesis.settings.register_profile("poolrt", deadline=None)  # tests judge no wall clock: machines are shared
+hypothesis.settings.load_profile("poolrt")
 
 
 @pytest.fixture(autouse=True)

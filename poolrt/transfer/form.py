@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from poolrt.errors import ConfigurationError
+from poolrt.transfer.layout import Layout
+from poolrt.transfer.overlap import repeats, share_memory
 
 
 def as_bytes(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -58,7 +60,7 @@ def check_pair(source: Tensor, target: Tensor) -> None:
             f"copy() needs two tensors of one shape, got {tuple(source.shape)} to copy and {tuple(target.shape)} to "
             "write; expand or reshape the source first"
         )
-    if target.numel() > 1 and not _is_injective(target):
+    if repeats(layout_of(target)):
         raise ConfigurationError(
             f"several elements of the target share one place in memory (shape {tuple(target.shape)}, strides "
             f"{target.stride()}); write into a tensor of its own, such as target.clone()"
@@ -81,39 +83,17 @@ def is_same_memory(source: Tensor, target: Tensor) -> bool:
     )
 
 
-def _is_injective(tensor: Tensor) -> bool:
-    """Whether no two elements share a place."""
-    reach = 0  # of the dimensions so far, in elements
-    for stride, size in sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        if size > 1:
-            if stride <= reach:
-                return _places(tensor).unique().numel() == tensor.numel()
-            reach += (size - 1) * stride
-    return True
+def layout_of(tensor: Tensor) -> Layout:
+    """Where the elements of a strided tensor lie."""
+    return Layout(
+        address=tensor.data_ptr(),
+        item_nbytes=tensor.element_size(),
+        shape=tuple(tensor.shape),
+        strides=tensor.stride(),
+    )
 
 
 def _overlap(source: Tensor, target: Tensor) -> bool:
-    if source.device != target.device or source.numel() == 0 or is_same_memory(source, target):
+    if source.device != target.device or is_same_memory(source, target):
         return False
-    (first, end), (other, other_end) = _range(source), _range(target)
-    if end <= other or other_end <= first:
-        return False
-    if source.itemsize != target.itemsize or (other - first) % source.itemsize:
-        return True
-    shift = (other - first) // source.itemsize
-    return bool(torch.isin(_places(source), _places(target) + shift).any())
-
-
-def _range(tensor: Tensor) -> tuple[int, int]:
-    """Its first address, and the one behind its last byte."""
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    begin = tensor.data_ptr()
-    return begin, begin + (reach + 1) * tensor.itemsize
-
-
-def _places(tensor: Tensor) -> Tensor:
-    """The offset of every element from the first one, in elements, on the host."""
-    offsets = torch.zeros(1, dtype=torch.int64)
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        offsets = (offsets.unsqueeze(-1) + torch.arange(size) * stride).flatten()
-    return offsets
+    return share_memory(layout_of(target), layout_of(source))

@@ -8,7 +8,7 @@ import torch
 
 import poolrt.transfer.kernels.cuda_body as cuda_body  # not `from` the package: that would close a circle
 from poolrt.transfer.kernels.launch import Lanes, plan_copy
-from poolrt.transfer.kernels.walk import Layout
+from poolrt.transfer.layout import Layout
 
 _OLDEST = (7, 0)
 """compute capability: the first with __nanosleep, which the latch uses"""

@@ -16,9 +16,9 @@ import poolrt.transfer.kernels.cuda_body as cuda_body  # not `from` the package:
 from poolrt.errors import ConfigurationError
 from poolrt.transfer.kernels.availability import available
 from poolrt.transfer.kernels.launch import Lanes, Launch, plan_add, plan_copy, plan_many
-from poolrt.transfer.kernels.overlap import refuse_overlap, runs_overlap
 from poolrt.transfer.kernels.tensors import layout_of, runs_of, type_name
-from poolrt.transfer.kernels.walk import Layout
+from poolrt.transfer.layout import Layout
+from poolrt.transfer.overlap import refuse_overlap, runs_overlap
 
 _Plan = Callable[[Layout, str, Layout, str, Lanes], tuple[Launch, ...]]
 _BLOCKS_PER_MULTIPROCESSOR = 16

@@ -18,7 +18,8 @@ import numpy
 
 from poolrt.errors import ConfigurationError
 from poolrt.transfer.kernels.dtypes import ITEM_NBYTES, WORDS, category, common_type
-from poolrt.transfer.kernels.walk import WIDEST_NBYTES, Layout, Walk, walk_of
+from poolrt.transfer.kernels.walk import WIDEST_NBYTES, Walk, walk_of
+from poolrt.transfer.layout import Layout
 
 Kernel = Literal["copy_bytes", "copy_strided", "add_strided", "copy_many"]
 

@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 import numpy
 import torch
 
+import poolrt.transfer.form as form
 from poolrt.errors import ConfigurationError
-from poolrt.transfer.kernels.walk import Layout
+from poolrt.transfer.layout import Layout
 
 _Holds = Callable[[torch.Tensor, torch.Tensor], bool]
 
@@ -24,12 +25,7 @@ def layout_of(tensor: torch.Tensor) -> Layout:
         raise ConfigurationError(f"kernels copy strided tensors, not {tensor.layout}; use target.copy_(source)")
     if tensor.is_conj() or tensor.is_neg():
         raise ConfigurationError("the tensor is a lazy conjugate or negative; call resolve_conj() and resolve_neg()")
-    return Layout(
-        address=tensor.data_ptr(),
-        item_nbytes=tensor.element_size(),
-        shape=tuple(tensor.shape),
-        strides=tensor.stride(),
-    )
+    return form.layout_of(tensor)
 
 
 def type_name(dtype: torch.dtype) -> str:

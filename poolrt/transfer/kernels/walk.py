@@ -10,51 +10,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from poolrt.errors import ConfigurationError
 from poolrt.transfer.kernels.dtypes import WORDS
+from poolrt.transfer.layout import Layout, lowest_offset
 
 MOST_DIMENSIONS = 8
 WIDEST_NBYTES = max(WORDS)
 """of one load or store"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where the elements of one tensor lie."""
-
-    address: int
-    """of the element whose indices are all 0"""
-    item_nbytes: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    """in elements; 0 repeats an element, a negative one steps backwards"""
-
-    @property
-    def elements(self) -> int:
-        """How many elements there are."""
-        return math.prod(self.shape)
-
-    @property
-    def first_address(self) -> int:
-        """Of the lowest byte; `address` if there is none."""
-        return self.address + self.item_nbytes * _lowest(self.shape, self.strides)
-
-    @property
-    def end_address(self) -> int:
-        """One past the highest byte."""
-        if self.elements == 0:
-            return self.address
-        highest = sum((extent - 1) * max(stride, 0) for extent, stride in zip(self.shape, self.strides, strict=True))
-        return self.address + self.item_nbytes * (highest + 1)
-
-
-def _lowest(shape: Sequence[int], strides: Sequence[int]) -> int:
-    if math.prod(shape) == 0:
-        return 0
-    return sum((extent - 1) * min(stride, 0) for extent, stride in zip(shape, strides, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +116,7 @@ def walk_of(target: Layout, source: Layout) -> Walk:
         extents=extents,
         target_strides=target_strides,
         source_strides=source_strides,
-        source_start=-_lowest(extents, source_strides),
+        source_start=-lowest_offset(extents, source_strides),
     )
 
 

@@ -22,7 +22,7 @@ from transfer.kernels.worker import SOURCE_BASE, TARGET_BASE
 from poolrt.errors import ConfigurationError
 from poolrt.transfer.kernels.dtypes import NAMES, WORDS, common_type
 from poolrt.transfer.kernels.launch import CHUNK_NBYTES, plan_add, plan_copy, plan_many
-from poolrt.transfer.kernels.walk import Layout
+from poolrt.transfer.layout import Layout
 
 RELAXED = {
     "deadline": None,

@@ -13,7 +13,8 @@ from transfer.kernels.kernel_list import each_type_once, for_cuda
 from poolrt.transfer.kernels.cuda_body import expression, walk_struct
 from poolrt.transfer.kernels.launch import Lanes, plan_add, plan_copy
 from poolrt.transfer.kernels.source import kernel_source
-from poolrt.transfer.kernels.walk import Layout, Walk
+from poolrt.transfer.kernels.walk import Walk
+from poolrt.transfer.layout import Layout
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from poolrt.errors import ConfigurationError
 from poolrt.transfer import kernels
 from poolrt.transfer.kernels.tensors import layout_of, runs_of, type_name
-from poolrt.transfer.kernels.walk import Layout
+from poolrt.transfer.layout import Layout
 
 
 @pytest.mark.parametrize("call", [kernels.copy, kernels.add, lambda *pair: kernels.copy_many([pair])])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from poolrt.errors import ConfigurationError
 from poolrt.transfer.kernels.launch import CHUNK_NBYTES, Lanes, element_nbytes, plan_add, plan_copy, plan_many
 from poolrt.transfer.kernels.source import kernel_source
-from poolrt.transfer.kernels.walk import Layout
+from poolrt.transfer.layout import Layout
 
 LANES = Lanes()
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolrt.errors import ConfigurationError
-from poolrt.transfer.kernels.walk import Layout, Walk, walk_of
+from poolrt.transfer.kernels.walk import Walk, walk_of
+from poolrt.transfer.layout import Layout
 
 
 def layout(shape, strides, address=0, item_nbytes=1):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
 
 from poolrt.errors import ConfigurationError
-from poolrt.transfer.kernels.walk import Layout
+from poolrt.transfer.layout import Layout
 
 _MOST_WORK: Any = 100_000
 """candidates that NumPy may look at, some milliseconds"""
+_MOST_OFFSETS = 1_000_000
+"""elements whose offsets are made, some milliseconds too"""
 
 
 def refuse_overlap(target: Layout, source: Layout) -> None:
@@ -31,16 +34,28 @@ def _range(layout: Layout) -> str:
 
 
 def repeats(layout: Layout) -> bool:
-    """Whether two indices may mean one element. Never False where they do; True for a few odd strides where not."""
-    if layout.elements == 0:
+    """Whether two indices mean one element; True also where finding out would take too long.
+
+    Strides that grow past what the dimensions before them reach are the common case. Of others every offset is made.
+    """
+    if layout.elements <= 1:
         return False
-    reach = 0
     steps = zip(layout.strides, layout.shape, strict=True)
-    for stride, extent in sorted((abs(stride), extent) for stride, extent in steps if extent > 1):
+    dimensions = sorted((abs(stride), extent) for stride, extent in steps if extent > 1)
+    reach = 0
+    for stride, extent in dimensions:
         if stride <= reach:
-            return True
+            return stride == 0 or layout.elements > _MOST_OFFSETS or _meet(dimensions)
         reach += stride * (extent - 1)
     return False
+
+
+def _meet(dimensions: Sequence[tuple[int, int]]) -> bool:
+    """Whether two of the offsets that these (stride, extent) lead to are equal."""
+    offsets = numpy.zeros(1, numpy.int64)
+    for stride, extent in dimensions:
+        offsets = (offsets[:, None] + numpy.arange(extent) * stride).ravel()
+    return len(numpy.unique(offsets)) < len(offsets)
 
 
 def share_memory(one: Layout, other: Layout) -> bool:
