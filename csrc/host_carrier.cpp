@@ -16,6 +16,7 @@ namespace {
 
 constexpr std::size_t kLeastPieces = 8;
 constexpr std::size_t kLargestPiece = 1 << 20;  // moved in some 0.2 ms: another link's piece is late by no more
+constexpr auto kWakeUp = std::chrono::microseconds(100);  // it may take so long until a thread that slept runs
 constexpr auto kIdle = std::chrono::milliseconds(100);
 
 bool is_later(const Carriage& a, const Carriage& b) { return a.due() > b.due(); }
@@ -78,12 +79,13 @@ void Carrier::run() {
   while (true) {
     if (carriages_.empty() && !more_.wait_for(lock, kIdle, [this] { return !carriages_.empty(); })) break;
     const Moment due = carriages_.front().due();
-    if (Clock::now() < due) {
-      more_.wait_until(lock, due);  // or until a copy comes that may be due before
+    if (Clock::now() < due - kWakeUp) {
+      more_.wait_until(lock, due - kWakeUp);  // or until a copy comes that may be due before
       continue;
     }
     Carriage next = take_next();
     lock.unlock();
+    while (Clock::now() < due) std::this_thread::yield();
     const bool done = next.move_piece();
     if (done) next.arrive();
     lock.lock();
