@@ -33,6 +33,10 @@ void load(const HostTable* host, const PoolTable* pools) {
   register_model_operators(aten);
   register_cpu_kernels(aten);
   register_recurrent_operators(library(torch::Library::IMPL, "aten", DispatchKey::AutogradPrivateUse1), aten);
+  // _copy_from names no argument as written, so torch's own handlers would resolve the target into a tensor of its own.
+  for (const DispatchKey key : {DispatchKey::Conjugate, DispatchKey::Negative}) {
+    library(torch::Library::IMPL, "aten", key).impl("_copy_from", torch::CppFunction::makeFallthrough());
+  }
   library(torch::Library::IMPL, "_", DispatchKey::PrivateUse1)
       .fallback(torch::CppFunction::makeFromBoxedFunction<&run_unregistered>());
   register_autocast(library(torch::Library::IMPL, "aten", DispatchKey::AutocastPrivateUse1));

@@ -117,6 +117,16 @@ def test_complex_numbers_and_lazy_bits():
     assert torch.equal(card.conj().to("vcard:0").cpu(), host.conj())
 
 
+@pytest.mark.parametrize(("origin", "home"), [("cpu", "vcard:0"), ("vcard:0", "vcard:1"), ("vcard:1", "cpu")])
+def test_a_copy_into_a_lazy_conjugate_or_negative_is_written_through(origin: str, home: str):
+    values = torch.randn(4, dtype=torch.complex64)
+    written = torch.zeros(4, dtype=torch.complex64, device=home)
+    written.conj().copy_(values.to(origin))
+    assert torch.equal(written.cpu(), values.conj().resolve_conj())
+    written.conj().imag.copy_(values.real.to(origin))
+    assert torch.equal(written.imag.cpu(), -values.real)
+
+
 def test_moving_a_module_keeps_its_parameters_and_ties():
     model = nn.ModuleDict({"embed": nn.Embedding(7, 4), "head": nn.Linear(4, 7, bias=False)})
     model["head"].weight = model["embed"].weight
