@@ -15,7 +15,7 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,11 +40,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs both parts, prints two tables and writes the JSON."""
     options = _parse(arguments)
     console = Console()
-    efficiency = measure_efficiency(options.cards, options.micro_batches, options.rounds)
-    console.print(_efficiency_table(efficiency))
-    shape = QUICK if options.quick else FULL
-    bert = {} if options.only_schedule else measure_bert(shape, options.bert_micro_batches, options.rounds)
-    if bert:
+    efficiency: list[dict[str, Any]] = []
+    bert: dict[str, Any] = {}
+    if not options.only_bert:
+        efficiency = measure_efficiency(options.cards, options.micro_batches, options.rounds)
+        console.print(_efficiency_table(efficiency))
+    if not options.only_schedule:
+        shape = QUICK if options.quick else FULL
+        bert = measure_bert(shape, options.bert_micro_batches, options.rounds, options.rivals)
         console.print(_bert_table(bert))
     write_json(options.json, "overlap", {"schedule_efficiency": efficiency, "bert": bert})
 
@@ -95,8 +98,10 @@ def _efficiency(
     }
 
 
-def measure_bert(shape: BertShape, micro_batches: list[int], rounds: int) -> dict[str, Any]:
-    """Seconds per step of every contender and poolrt's ratios to each, on two cards of one core."""
+def measure_bert(
+    shape: BertShape, micro_batches: list[int], rounds: int, rivals: Sequence[str] = ("",)
+) -> dict[str, Any]:
+    """Seconds per step of poolrt and the rivals, and its ratios to each, on two cards of one core."""
     topology = poolrt.virtual(cards=2, memory="8GiB")  # room for what all the contenders' models keep to themselves
     batch, model = make_batch(shape), make_bert(shape)
     plan = poolrt.plan(model, sample=batch, topology=topology, micro_batches=micro_batches[0])
@@ -105,7 +110,8 @@ def measure_bert(shape: BertShape, micro_batches: list[int], rounds: int) -> dic
         contenders = _contenders(model, shape, batch, topology, micro_batches)
         contenders |= _ceiling(TwoThreads(shape, first_layers), micro_batches)
         contenders |= _gloo(gloo, micro_batches)
-        times = interleaved(contenders, rounds)
+        chosen = {name: run for name, run in contenders.items() if name.startswith(("poolrt", *rivals))}
+        times = interleaved(chosen, rounds)
     return {
         "shape": vars(shape),
         "first_card_encoder_layers": first_layers,
@@ -171,6 +177,8 @@ def _compare(times: Times, count: int) -> list[dict[str, Any]]:
         for name in rivals
         if name != f"poolrt m={count}"
     ]
+    if f"two threads m={count}" not in times:
+        return rows
     ceiling = median_ratio(times[f"two threads m={count}"], ours)
     return [
         *rows,
@@ -209,6 +217,8 @@ def _bert_table(bert: dict[str, Any]) -> Table:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = benchmark_parser(__doc__, quick="a smaller BERT", rounds=5)
+    parser.add_argument("--only-bert", action="store_true", help="only the BERT")
+    parser.add_argument("--rivals", nargs="+", default=[""], help="for BERT: those whose names begin so")
     parser.add_argument("--only-schedule", action="store_true", help="only the layers that sleep")
     parser.add_argument("--cards", type=int, nargs="+", default=[2, 4], help="cards for the layers that sleep")
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[2, 4, 8], help="for the layers that sleep")
