@@ -30,6 +30,15 @@ def join(parts: Sequence[Tensor], lead: torch.device) -> Tensor:
     return total
 
 
+def abreast(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The same tensors, one per card; under a checkpoint their gradients pass one node, which keeps `_Join`'s token."""
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    if not hooked or not torch.is_grad_enabled():
+        return tuple(parts)
+    passed: tuple[Tensor, ...] = _Abreast.apply(*parts)
+    return passed
+
+
 class _Fork(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, devices: tuple[torch.device, ...]) -> tuple[Tensor, ...]:
@@ -61,6 +70,19 @@ class _Join(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         return None, *(gradient.to(home) for home in ctx.homes)
+
+
+class _Abreast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(parts[0].new_empty(1))
+        return tuple(part.view_as(part) for part in parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
+        return gradients
 
 
 def _add_in_order(parts: Sequence[Tensor | None], home: torch.device) -> Any:

@@ -16,7 +16,8 @@ from poolrt.errors import ModelError
 from poolrt.planning.split import Split
 from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.card_caches import caches_of, is_cache
-from poolrt.runtime.regions.fork_join import fork, join
+from poolrt.runtime.regions.fork_join import abreast, fork, join
+from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.parted import part_together
 from poolrt.runtime.regions.plan import Forked, InputSplit, Joining
 from poolrt.runtime.regions.replica import (
@@ -47,14 +48,14 @@ class ForkedModule:
         self._modules = [list(replica.modules()) for replica in self.replicas]
         self._dropout = module.get_submodule(rewrite.dropout_after) if rewrite.dropout_after else None
         self._inputs = {part.path: part for part in rewrite.inputs}
+        self._keyed = KeyedCards(module, devices, besides=rewrite.dropout_after)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output, from what all cards made of the same arguments."""
         for modules in self._modules:
             follow_training(self._originals, modules)
         calls = self._fork(args, kwargs)
-        outputs = [replica(*args, **kwargs) for replica, (args, kwargs) in zip(self.replicas, calls, strict=True)]
-        return self._join(outputs)
+        return self._join(self._keyed.run(lambda card: self.replicas[card](*calls[card][0], **calls[card][1])))
 
     def slots(self) -> list[Slot]:
         """Where the pieces stand that the cards read, and parameters of the lead card."""
@@ -130,7 +131,7 @@ class ForkedModule:
             return parts[0]
         if how == "parts":
             return part_together(parts, lead)
-        return torch.cat([part.to(lead) for part in parts], how)
+        return torch.cat(abreast([part.to(lead) for part in parts]), how)
 
 
 def replica_for(

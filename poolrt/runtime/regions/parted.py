@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from poolrt.runtime.regions.fork_join import abreast
+from poolrt.runtime.regions.keyed import on_keyed_cards
 from poolrt.runtime.regions.vocabulary_loss import parted_cross_entropy
 
 Function = Callable[..., Any]
@@ -91,7 +93,7 @@ def part_together(parts: Sequence[Tensor], lead: torch.device, sources: tuple[st
     """One tensor from parts of its last dimension, one on each card in order; it is on `lead` to all who ask."""
     if not torch.is_grad_enabled():
         parts = [part.detach() for part in parts]  # who asks later, with gradients, must find no history either
-    parted: Tensor = _PartTogether.apply(lead, sources, *parts)
+    parted: Tensor = _PartTogether.apply(lead, sources, *abreast(parts))
     return parted
 
 
@@ -175,8 +177,20 @@ def _pointwise(
 
         return pick
 
-    results = [func(*tree_map(at(card), args), **tree_map(at(card), kwargs)) for card in range(len(sizes))]
+    def on_card(card: int) -> Tensor:
+        result: Tensor = func(*tree_map(at(card), args), **tree_map(at(card), kwargs))
+        return result
+
+    if func is F.dropout and _drops(*args, **kwargs):
+        results = on_keyed_cards(on_card, [part.device for part in first.parts or ()])
+    else:
+        results = [on_card(card) for card in range(len(sizes))]
     return part_together(results, first.device, tuple(dict.fromkeys(name for x in parted for name in x.sources)))
+
+
+def _drops(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> bool:  # noqa: A002
+    """Whether a dropout with these arguments draws; in place or not."""
+    return training and p > 0
 
 
 def _handles(*functions: Function) -> Callable[[Function], Function]:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poolrt.runtime.place import Slot
-from poolrt.runtime.regions.fork_join import fork, join
+from poolrt.runtime.regions.fork_join import abreast, fork, join
+from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.plan import SplitAttention
 from poolrt.runtime.regions.replica import holder_of, parameter_of
 
@@ -37,6 +38,7 @@ class HeadSplitAttention:
         ]
         firsts = [sum(rewrite.heads[:card]) for card in range(len(devices) + 1)]
         self._heads = [slice(first, last) for first, last in pairwise(firsts)]
+        self._keyed = KeyedCards(module, devices)
 
     def slots(self) -> list[Slot]:
         """Where the pieces stand that the cards read."""
@@ -57,14 +59,13 @@ class HeadSplitAttention:
         batched = query.dim() == 3
         by_card = _fork_once((query, key, value), self._devices)
         mask, causal = self._mask(key, key_padding_mask, attn_mask, is_causal and not need_weights)
-        results = []
-        for card, given in enumerate(by_card):
-            inputs = [self._batch_first(tensor, batched) for tensor in given]
-            results.append(self._on_card(card, inputs, mask, causal, need_weights))
+        inputs = [[self._batch_first(tensor, batched) for tensor in given] for given in by_card]
+        results = self._keyed.run(lambda card: self._on_card(card, inputs[card], mask, causal, need_weights))
         output = join([context for context, _ in results], self._devices[0])
         bias = self._module.out_proj.bias
         output = output if bias is None else output + bias
-        weights = torch.cat([w.to(self._devices[0]) for _, w in results if w is not None], 1) if need_weights else None
+        by_head = [w.to(self._devices[0]) for _, w in results if w is not None]
+        weights = torch.cat(abreast(by_head), 1) if need_weights else None
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         return self._as_given(output, batched), weights if weights is None or batched else weights.squeeze(0)

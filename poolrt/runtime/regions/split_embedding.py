@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.fork_join import join
+from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.plan import SplitEmbedding
 from poolrt.runtime.regions.replica import follow_training, parameter_of, put_buffers, put_parameters, replicate
 
@@ -29,6 +30,7 @@ class RowSplitEmbedding:
     ) -> None:
         self._module, self._devices = module, tuple(devices)
         self._starts = [ranges[0][0] for ranges in rewrite.split.pieces]
+        self._keyed = KeyedCards(module, devices)
         weights = pieces(parameter_of(module, "weight"))
         self._replicas = [self._replica(card, weights[card]) for card in range(len(devices))]
 
@@ -41,7 +43,7 @@ class RowSplitEmbedding:
         self._check(input)
         for replica in self._replicas:
             follow_training((self._module,), (replica,))
-        return join([self._rows(input, card) for card in range(len(self._devices))], self._devices[0])
+        return join(self._keyed.run(lambda card: self._rows(input, card)), self._devices[0])
 
     def slots(self) -> list[Slot]:
         """Where the pieces stand that the cards read."""
