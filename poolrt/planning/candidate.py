@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from poolrt.planning.granules import GRANULE
 from poolrt.planning.limits import Limits
-from poolrt.planning.memory import predict_cards
-from poolrt.planning.optimizers import optimizer_cost
+from poolrt.planning.memory import predict_held
 from poolrt.planning.plan import PredictedBytes
 from poolrt.planning.profile import Profile
 from poolrt.planning.spill import CardSpill
-from poolrt.planning.step_time import StepTime, predict_step
+from poolrt.planning.stage_time import predict_stages
+from poolrt.planning.stages import Stages, single_cards
+from poolrt.planning.step_time import StepTime
 from poolrt.topology.topology import Topology
 
 
@@ -21,7 +22,10 @@ class Candidate:
     """A placement and a number of micro-batches, and what is predicted of them."""
 
     micro_batches: int
-    card_of: Mapping[str, int]
+    stage_of: Mapping[str, int]
+    """layer name to the position of its stage"""
+    stages: tuple[tuple[int, ...], ...]
+    """for each stage the indices of its cards, the lead card first"""
     predicted_bytes: tuple[PredictedBytes, ...]
     """for each card, at its peak"""
     time: StepTime
@@ -30,6 +34,11 @@ class Candidate:
 
     spill_s: tuple[float, ...] = ()
     """for each card, the seconds of a step that it waits for what lies elsewhere"""
+
+    @property
+    def card_of(self) -> dict[str, int]:
+        """Layer name to card index: that of the lead card where several run it together."""
+        return {layer: self.stages[stage][0] for layer, stage in self.stage_of.items()}
 
     @property
     def host_bytes(self) -> int:
@@ -46,7 +55,7 @@ class Candidate:
 def evaluate(
     profile: Profile, topology: Topology, limits: Limits, *, micro_batches: int, card_of: Mapping[str, int]
 ) -> Candidate:
-    """What is predicted of this placement.
+    """What is predicted of this placement of whole layers.
 
     Args:
         profile: what was measured, for the batch that is planned.
@@ -55,24 +64,49 @@ def evaluate(
         micro_batches: how many parts the batch is cut into, at most its size.
         card_of: layer name to card index, for every layer.
     """
-    output_card = card_of[profile.calls[-1].layer] if limits.output_card == "last" else limits.output_card
+    stages = single_cards(profile, topology)
+    return evaluate_stages(stages, topology, limits, micro_batches=micro_batches, stage_of=card_of)
+
+
+def evaluate_stages(
+    stages: Stages, topology: Topology, limits: Limits, *, micro_batches: int, stage_of: Mapping[str, int]
+) -> Candidate:
+    """What is predicted of this placement of layers on stages.
+
+    Args:
+        stages: the cards, and what was measured, for the batch that is planned.
+        topology: the cards.
+        limits: optimizer, overhead, and where outputs are put together.
+        micro_batches: how many parts the batch is cut into, at most its size.
+        stage_of: layer name to the position of its stage, for every layer.
+    """
     return Candidate(
         micro_batches=micro_batches,
-        card_of=card_of,
-        predicted_bytes=predict_cards(
-            profile,
-            card_of,
-            len(topology.cards),
-            micro_batches=micro_batches,
-            optimizer=limits.optimizer,
-            output_card=output_card if isinstance(output_card, int) else None,
-        ),
-        time=predict_step(
-            profile,
-            topology,
-            card_of,
-            micro_batches=micro_batches,
-            call_overhead_s=limits.call_overhead_s,
-            backward=optimizer_cost(limits.optimizer).trains,
-        ),
+        stage_of=stage_of,
+        stages=tuple(stage.cards for stage in stages),
+        predicted_bytes=_predicted_bytes(stages, len(topology), limits, micro_batches, stage_of),
+        time=predict_stages(stages, topology, limits, micro_batches=micro_batches, stage_of=stage_of),
+    )
+
+
+def _predicted_bytes(
+    stages: Stages, cards: int, limits: Limits, micro_batches: int, stage_of: Mapping[str, int]
+) -> tuple[PredictedBytes, ...]:
+    """A card in no stage holds nothing, but outputs may be put together on it."""
+    profile = stages[0].facts.profile
+    profiles: list[Profile] = [profile] * cards
+    held: list[list[int]] = [[] for _ in range(cards)]
+    for index, stage in enumerate(stages):
+        layers = [position for position, layer in enumerate(profile.layers) if stage_of[layer.name] == index]
+        for card, own in stage.members:
+            profiles[card], held[card] = own, layers
+    output_card: int | str = limits.output_card
+    if output_card == "last":
+        output_card = stages[stage_of[profile.calls[-1].layer]].lead
+    return predict_held(
+        profiles,
+        held,
+        micro_batches=micro_batches,
+        optimizer=limits.optimizer,
+        output_card=output_card if isinstance(output_card, int) else None,
     )

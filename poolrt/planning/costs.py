@@ -11,6 +11,7 @@ border, each side pays once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -40,14 +41,24 @@ class RunCosts:
         topology: the cards, in the order of the line.
         micro_batches: how many parts the batch is cut into.
         call_overhead_s: fixed cost of one call of one micro-batch, forward or backward, in seconds.
+        profiles: for each card of the line, the profile with its seconds; None if all have those measured.
     """
 
-    def __init__(self, profile: Profile, topology: Topology, *, micro_batches: int, call_overhead_s: float) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        topology: Topology,
+        *,
+        micro_batches: int,
+        call_overhead_s: float,
+        profiles: Sequence[Profile] | None = None,
+    ) -> None:
         self.layers = len(profile.layers)
         self.cards = len(topology.cards)
         self._topology = topology
         self._micro_batches = micro_batches
-        self._compute_s = _layer_seconds(profile, micro_batches, call_overhead_s)
+        self._profiles = profiles or [profile] * self.cards
+        self._compute_s = {id(x): _layer_seconds(x, micro_batches, call_overhead_s) for x in self._profiles}
         self._hand_overs = _hand_overs(profile)
         self._tables: dict[tuple[float, ...], RunTable] = {}
 
@@ -57,13 +68,14 @@ class RunCosts:
         right = route(self._topology, card + 1, card) if card + 1 < self.cards else None
         # Nothing crosses the outer border of the line, so any speed will do there: the same as inside shares a table.
         left, right = left or right, right or left
-        key = tuple(value for way in (left, right) if way for value in (way.bytes_per_s, way.latency_s))
+        kind = id(self._profiles[card])
+        key = (kind, *(value for way in (left, right) if way for value in (way.bytes_per_s, way.latency_s)))
         if key not in self._tables:
-            self._tables[key] = self._fill(left, right)
+            self._tables[key] = self._fill(self._compute_s[kind], left, right)
         return self._tables[key]
 
-    def _fill(self, left: Route | None, right: Route | None) -> RunTable:
-        compute_s = list(accumulate(self._compute_s, initial=0.0))
+    def _fill(self, layers_s: Sequence[float], left: Route | None, right: Route | None) -> RunTable:
+        compute_s = list(accumulate(layers_s, initial=0.0))
         crossing_s = [[0.0] * (self.layers + 1) for _ in range(self.layers + 1)]
         if left and right:
             self._add_borders(crossing_s, left, right)

@@ -38,9 +38,19 @@ def explain(plan: Plan) -> str:
         soft_wrap=True,
         markup=False,
     )
-    for sentence in (*spill_sentences(plan), *plan.notes):
+    for sentence in (*_stage_sentences(plan), *spill_sentences(plan), *plan.notes):
         console.print(f"- {sentence}", soft_wrap=True, markup=False)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _stage_sentences(plan: Plan) -> Iterator[str]:
+    """Which cards work together, and on what."""
+    layers = {card.index: card.layers for card in plan.cards}
+    for stage in plan.stages:
+        if len(stage) > 1:
+            cards = " and ".join((", ".join(map(str, stage[:-1])), str(stage[-1])))
+            which = ", ".join(compress_names(layers[stage[0]])) or "no layer"
+            yield f"cards {cards} run {which} together: each has its pieces, card {stage[0]} also what is not split"
 
 
 def _table(plan: Plan) -> Table:

@@ -72,10 +72,12 @@ def reason(
     predicted = miss.candidate.predicted_bytes[card.index]
     usable = miss.usable_bytes[card.index]
     elsewhere = " even with optimizer state and weights elsewhere" if miss.candidate.spills else ""
+    together = next((len(stage) for stage in miss.candidate.stages if card.index in stage), 1)
+    split = f" with layers split over {together} cards" if together > 1 else ""
     of_them = f" of which {format_nbytes(usable)} may be used" if usable < card.memory_bytes else ""
     return (
         f"card {card.index} ({card.name}) has {format_nbytes(card.memory_bytes)}{of_them}, but would need "
-        f"{format_nbytes(predicted.total)}{elsewhere} with a batch of {batch_size} in "
+        f"{format_nbytes(predicted.total)}{elsewhere}{split} with a batch of {batch_size} in "
         f"{in_words(miss.candidate.micro_batches)}: {format_nbytes(predicted.total - usable)} too little. "
         f"It would hold {_by_kind(predicted)}. "
         f"To make it fit: {'; or '.join(_remedies(miss, cards, largest_batch, other_counts))}."

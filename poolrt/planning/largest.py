@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from poolrt.errors import ConfigurationError
-from poolrt.planning.counts import MicroBatches, micro_batch_counts
+from poolrt.planning.counts import MicroBatches
 from poolrt.planning.limits import Limits
 from poolrt.planning.profile import Profile
-from poolrt.planning.spill_search import is_feasible
+from poolrt.planning.task import Task
 from poolrt.topology.topology import Topology
 
 
@@ -38,14 +38,23 @@ def largest_batch(
     limits.check(topology)
     if limit < 0:
         raise ConfigurationError(f"limit is a number of samples, not {limit}")
+    task = Task(profile=profile, topology=topology, limits=limits, splittable=splittable)
+    return largest_batch_of(task, limit=limit, micro_batches=micro_batches)
+
+
+def largest_batch_of(task: Task, *, limit: int, micro_batches: MicroBatches = "auto") -> int:
+    """As `largest_batch`, of what is to be planned.
+
+    Args:
+        task: with a profile of a batch of any size.
+        limit: the largest batch of interest.
+        micro_batches: a number, or "auto" for any.
+    """
 
     def fits(batch_size: int) -> bool:
-        counts = micro_batch_counts(
-            micro_batches, batch_size=batch_size, cards=len(topology.cards), splittable=splittable
-        )
-        scaled = profile.scaled(batch_size)
+        scaled = task.scaled(batch_size)
         # More micro-batches hold less at once, so the answer is most often found at the first.
-        return any(is_feasible(scaled, topology, limits, count) for count in reversed(counts))
+        return any(scaled.is_feasible(count) for count in reversed(scaled.counts(micro_batches)))
 
     fitting, too_large = 0, 1
     while too_large <= limit and fits(too_large):

@@ -11,7 +11,7 @@ size the two differ by one temporary gradient at most.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -204,11 +204,36 @@ def predict_cards(
     Raises:
         ConfigurationError: if the optimizer is unknown.
     """
-    model = MemoryModel(profile, micro_batches=micro_batches, optimizer=optimizer)
     held: list[list[int]] = [[] for _ in range(cards)]
     for position, layer in enumerate(profile.layers):
         held[card_of[layer.name]].append(position)
-    return tuple(model.peak(layers, gathers=card == output_card) for card, layers in enumerate(held))
+    return predict_held(
+        [profile] * cards, held, micro_batches=micro_batches, optimizer=optimizer, output_card=output_card
+    )
+
+
+def predict_held(
+    profiles: Sequence[Profile],
+    held: Sequence[Iterable[int]],
+    *,
+    micro_batches: int,
+    optimizer: str,
+    output_card: int | None,
+) -> tuple[PredictedBytes, ...]:
+    """As `predict_cards`, where cards may run layers together.
+
+    Args:
+        profiles: for each card, the model's profile as that card runs it; the same object where they run it alike.
+        held: for each card, positions of the layers it runs, alone or with others.
+        micro_batches: how many parts the batch is cut into, at most its size.
+        optimizer: a name that `optimizers` knows.
+        output_card: where the whole outputs are put together; None for the host.
+    """
+    models = {id(x): MemoryModel(x, micro_batches=micro_batches, optimizer=optimizer) for x in profiles}
+    return tuple(
+        models[id(profile)].peak(layers, gathers=card == output_card)
+        for card, (profile, layers) in enumerate(zip(profiles, held, strict=True))
+    )
 
 
 def _prefix_sums(values: Iterable[int]) -> list[int]:

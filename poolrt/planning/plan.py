@@ -83,7 +83,12 @@ class Plan:
     host_spill_bytes: int = 0
     """pooled bytes that are predicted to lie on the host, of all cards together"""
     tensor_parallel: int = 1
-    """over how many cards each layer is split; with 1, whole layers are on different cards"""
+    """over how many cards layers are split at most: the size of the largest stage; with 1, layers are whole"""
+    stages: tuple[tuple[int, ...], ...] = ()
+    """indices of the cards that run the same layers together, the lead card first, in the order of the layers; a card
+    in none holds nothing. Empty: every card runs layers of its own"""
+    split_modules: tuple[str, ...] = ()
+    """names of the modules that all cards of their stage run together, each with a piece of the weights"""
 
     @property
     def spills(self) -> bool:
@@ -91,8 +96,9 @@ class Plan:
         return any(card.pooled_bytes.all.total for card in self.cards)
 
     def card_of(self) -> dict[str, int]:
-        """Layer name to card index."""
-        return {layer: card.index for card in self.cards for layer in card.layers}
+        """Layer name to card index: that of the lead card where several cards run it together."""
+        following = {card for stage in self.stages for card in stage[1:]}
+        return {layer: card.index for card in self.cards if card.index not in following for layer in card.layers}
 
     def to_json(self) -> str:
         """The plan as JSON, schema 1."""
@@ -120,7 +126,9 @@ class Plan:
                 raise PlanError(f"this plan has schema {body['schema']}, this version reads schema {SCHEMA}")
             cards = tuple(_card_from(plain) for plain in body["cards"])
             plain = {name: body[name] for name in cls.__dataclass_fields__ if name in body}
-            return cls(**{**plain, "cards": cards, "notes": tuple(body["notes"])})
+            stages = tuple(tuple(stage) for stage in body.get("stages", ()))
+            names = {name: tuple(body.get(name, ())) for name in ("notes", "split_modules")}
+            return cls(**{**plain, "cards": cards, "stages": stages, **names})
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):
                 raise

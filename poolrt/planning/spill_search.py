@@ -18,6 +18,7 @@ from poolrt.planning.profile import Profile
 from poolrt.planning.search import Order, Search
 from poolrt.planning.spill_costs import SpillCosts, SpillEstimate
 from poolrt.planning.spilled import evaluate_spilled
+from poolrt.planning.stages import Stages
 from poolrt.planning.ways import Ways
 from poolrt.topology.topology import Topology
 
@@ -44,7 +45,9 @@ class Cut:
         return too_much, self.candidate.time.step_s, self.candidate.away_bytes
 
 
-def is_feasible(profile: Profile, topology: Topology, limits: Limits, micro_batches: int) -> bool:
+def is_feasible(
+    profile: Profile, topology: Topology, limits: Limits, micro_batches: int, stages: Stages | None = None
+) -> bool:
     """Whether a cut is found that fits, with spilling if the limits allow it.
 
     Args:
@@ -52,9 +55,10 @@ def is_feasible(profile: Profile, topology: Topology, limits: Limits, micro_batc
         topology: the cards.
         limits: what the plan must keep to.
         micro_batches: how many parts the batch is cut into, at most its size.
+        stages: cards that run the same layers together; None: every card by itself.
     """
     kinds = (Search,) if limits.host_bytes is None else (Search, SpillSearch)
-    return any(kind(profile, topology, limits, micro_batches).is_feasible() for kind in kinds)
+    return any(kind(profile, topology, limits, micro_batches, stages).is_feasible() for kind in kinds)
 
 
 class SpillSearch(Search):
@@ -65,10 +69,13 @@ class SpillSearch(Search):
         topology: the cards.
         limits: what the plan must keep to.
         micro_batches: how many parts the batch is cut into, at most its size.
+        stages: cards that run the same layers together, in the order of the line; None: every card by itself.
     """
 
-    def __init__(self, profile: Profile, topology: Topology, limits: Limits, micro_batches: int) -> None:
-        super().__init__(profile, topology, limits, micro_batches)
+    def __init__(
+        self, profile: Profile, topology: Topology, limits: Limits, micro_batches: int, stages: Stages | None = None
+    ) -> None:
+        super().__init__(profile, topology, limits, micro_batches, stages)
         self._ways = Ways(topology)
         self._demands = Demands(profile, micro_batches=micro_batches, optimizer=limits.optimizer)
         self._estimate = SpillEstimate(profile, micro_batches=micro_batches, optimizer=limits.optimizer)
@@ -110,7 +117,7 @@ class SpillSearch(Search):
             self._ways,
             self.limits,
             micro_batches=self.micro_batches,
-            card_of=self.card_of(order, runs),
+            card_of=self.stage_of(order, runs),
             demands=[demands[card] for card in range(len(demands))],
         )
 

@@ -54,7 +54,8 @@ def evaluate_spilled(
     readings_s = reading_s(profile, slowed, card_of, len(spills), trains=trains)
     return Candidate(
         micro_batches=micro_batches,
-        card_of=card_of,
+        stage_of=card_of,
+        stages=tuple((card,) for card in range(len(topology))),
         predicted_bytes=tuple(_on_card(demand, spill) for demand, spill in zip(demands, spills, strict=True)),
         time=with_updates(time, updates_s, (card.device for card in topology.cards)),
         spills=spills,
