@@ -12,7 +12,7 @@ from poolrt.planning.plan import PredictedBytes
 from poolrt.planning.profile import Profile
 from poolrt.planning.spill import CardSpill
 from poolrt.planning.stage_time import predict_stages
-from poolrt.planning.stages import Stages, single_cards
+from poolrt.planning.stages import Stages, profiles_of_cards, single_cards
 from poolrt.planning.step_time import StepTime
 from poolrt.topology.topology import Topology
 
@@ -94,17 +94,16 @@ def _predicted_bytes(
 ) -> tuple[PredictedBytes, ...]:
     """A card in no stage holds nothing, but outputs may be put together on it."""
     profile = stages[0].facts.profile
-    profiles: list[Profile] = [profile] * cards
     held: list[list[int]] = [[] for _ in range(cards)]
     for index, stage in enumerate(stages):
         layers = [position for position, layer in enumerate(profile.layers) if stage_of[layer.name] == index]
-        for card, own in stage.members:
-            profiles[card], held[card] = own, layers
+        for card in stage.cards:
+            held[card] = layers
     output_card: int | str = limits.output_card
     if output_card == "last":
         output_card = stages[stage_of[profile.calls[-1].layer]].lead
     return predict_held(
-        profiles,
+        profiles_of_cards(stages, cards),
         held,
         micro_batches=micro_batches,
         optimizer=limits.optimizer,

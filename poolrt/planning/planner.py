@@ -99,6 +99,8 @@ def plan_stages(
     output_card: OutputCard = "last",
     reserve_fraction: float | None = None,
     call_overhead_s: float = CALL_OVERHEAD_S,
+    spill: Spill = "never",
+    host_bytes: int = 0,
 ) -> Plan:
     """As `make_plan`, where the cards of a stage run its layers together, and the order of the stages is given.
 
@@ -120,6 +122,8 @@ def plan_stages(
             a card's index.
         reserve_fraction: part of each card's memory to leave free; see `make_plan`.
         call_overhead_s: fixed cost of one call of one micro-batch, forward or backward, in seconds.
+        spill: what to do if nothing fits; see `make_plan`. Every card spills of its own pieces what does not fit it.
+        host_bytes: what the host gives to "auto".
 
     Returns:
         A plan with `stages`; its cards name the layers of their stage. Where nothing fits it has `feasible=False`, the
@@ -135,6 +139,7 @@ def plan_stages(
         output_card=output_card,
         reserve_fraction=reserve_fraction,
         call_overhead_s=call_overhead_s,
+        host_bytes=host_limit(spill, host_bytes),
     )
     limits.check(topology)
     line = joined(facts, stages, topology)
@@ -147,7 +152,7 @@ def plan_stages(
         why_not_split=why_not_split,
         stages=scaled_stages(line, profile.batch_size),
     )
-    return _planned(task, micro_batches)
+    return replace(_planned(task, micro_batches), spill=spill)
 
 
 def _check_schedule(schedule: str) -> None:

@@ -6,6 +6,7 @@ close wherever there is something to spill.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -72,51 +73,64 @@ class SpillEstimate:
         return max(0.0, stays + pooled - usable_bytes), max(0.0, stays - usable_bytes)
 
 
+class Spiller(NamedTuple):
+    """One card of a stage, as far as the estimate of its spilling needs it."""
+
+    estimate: SpillEstimate
+    """of what runs of layers spill on it"""
+    usable_bytes: int
+    """the memory that may be filled"""
+    bytes_per_s: float
+    """how fast it reaches what is elsewhere"""
+
+    def spill_s(self, first: int, last: int) -> float:
+        """See `SpillEstimate.spill_s`."""
+        return self.estimate.spill_s(first, last, self.usable_bytes, self.bytes_per_s)
+
+
 class SpillCosts(RunCosts):
     """Costs of every run of layers, with what the run waits for spilled bytes.
 
     Args:
         profile: what was measured.
-        topology: the cards, in the order of the line.
-        estimate: what runs spill.
-        usable_bytes: for each card of the line, the memory that may be filled.
-        bytes_per_s: for each card of the line, how fast it reaches what is elsewhere.
+        topology: the lead cards of the stages, in the order of the line.
+        spillers: for each stage of the line its cards; it waits for the slowest.
         micro_batches: how many parts the batch is cut into.
         call_overhead_s: fixed cost of one call of one micro-batch, forward or backward, in seconds.
+        profiles: for each stage of the line, the profile with its seconds; None if all have those measured.
     """
 
     def __init__(
         self,
         profile: Profile,
         topology: Topology,
-        estimate: SpillEstimate,
+        spillers: Sequence[tuple[Spiller, ...]],
         *,
-        usable_bytes: tuple[int, ...],
-        bytes_per_s: tuple[float, ...],
         micro_batches: int,
         call_overhead_s: float,
+        profiles: Sequence[Profile] | None = None,
     ) -> None:
-        super().__init__(profile, topology, micro_batches=micro_batches, call_overhead_s=call_overhead_s)
-        self._estimate = estimate
-        self._of_card = list(zip(usable_bytes, bytes_per_s, strict=True))
-        self._with_spill: dict[tuple[int, int, float], RunTable] = {}
+        super().__init__(
+            profile, topology, micro_batches=micro_batches, call_overhead_s=call_overhead_s, profiles=profiles
+        )
+        self._spillers = spillers
+        self._with_spill: dict[tuple[object, ...], RunTable] = {}
 
     def table(self, card: int) -> RunTable:
-        """The costs on the card at position `card` of the line; like cards share one table."""
+        """The costs on the stage at position `card` of the line; like stages share one table."""
         plain = super().table(card)
-        usable, bytes_per_s = self._of_card[card]
-        key = (id(plain), usable, bytes_per_s)
+        key = (id(plain), *((id(one.estimate), *one[1:]) for one in self._spillers[card]))
         if key not in self._with_spill:
             self._with_spill[key] = RunTable(
-                busy_s=[self._busy_s(plain, first, usable, bytes_per_s) for first in range(self.layers + 1)],
+                busy_s=[self._busy_s(plain, first, self._spillers[card]) for first in range(self.layers + 1)],
                 crossing_s=plain.crossing_s,
             )
         return self._with_spill[key]
 
-    def _busy_s(self, plain: RunTable, first: int, usable: int, bytes_per_s: float) -> list[float]:
+    def _busy_s(self, plain: RunTable, first: int, spillers: tuple[Spiller, ...]) -> list[float]:
         """Of the runs that begin with `first`; those that end before it are never asked for."""
         spilling = (
-            self._estimate.spill_s(first, last, usable, bytes_per_s) / self._micro_batches
+            max(one.spill_s(first, last) for one in spillers) / self._micro_batches
             for last in range(first, self.layers + 1)
         )
         row = plain.busy_s[first]

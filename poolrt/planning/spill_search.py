@@ -16,9 +16,9 @@ from poolrt.planning.limits import Limits
 from poolrt.planning.partition import Fits, Runs, fastest, least_total
 from poolrt.planning.profile import Profile
 from poolrt.planning.search import Order, Search
-from poolrt.planning.spill_costs import SpillCosts, SpillEstimate
+from poolrt.planning.spill_costs import SpillCosts, Spiller, SpillEstimate
 from poolrt.planning.spilled import evaluate_spilled
-from poolrt.planning.stages import Stages
+from poolrt.planning.stages import Stages, profiles_of_cards
 from poolrt.planning.ways import Ways
 from poolrt.topology.topology import Topology
 
@@ -77,9 +77,16 @@ class SpillSearch(Search):
     ) -> None:
         super().__init__(profile, topology, limits, micro_batches, stages)
         self._ways = Ways(topology)
-        self._demands = Demands(profile, micro_batches=micro_batches, optimizer=limits.optimizer)
-        self._estimate = SpillEstimate(profile, micro_batches=micro_batches, optimizer=limits.optimizer)
-        self._found: dict[tuple[int, int, int, bool], Demand] = {}
+        self._profiles = profiles_of_cards(self.stages, len(topology))
+        unlike = {id(own): own for own in self._profiles}
+        self._demands = {
+            key: Demands(own, micro_batches=micro_batches, optimizer=limits.optimizer) for key, own in unlike.items()
+        }
+        self._estimates = {
+            key: SpillEstimate(own, micro_batches=micro_batches, optimizer=limits.optimizer)
+            for key, own in unlike.items()
+        }
+        self._found: dict[tuple[int, int, int, int, bool], Demand] = {}
 
     def best(self) -> Candidate | None:
         """The fastest cut that was found; None if none fits cards and host."""
@@ -109,22 +116,29 @@ class SpillSearch(Search):
             cut = better
 
     def candidate(self, order: Order, runs: Runs) -> Candidate:
-        """What comes of it if the cards, in this order along the line, hold these runs."""
-        demands = {card: self._demand(card, *run) for card, run in zip(order, runs, strict=True)}
+        """What comes of it if the stages, in this order along the line, hold these runs."""
+        run_of = {card: run for stage, run in zip(order, runs, strict=True) for card in self.stages[stage].cards}
         return evaluate_spilled(
-            self.profile,
+            self.stages,
             self.topology,
             self._ways,
             self.limits,
             micro_batches=self.micro_batches,
-            card_of=self.stage_of(order, runs),
-            demands=[demands[card] for card in range(len(demands))],
+            stage_of=self.stage_of(order, runs),
+            demands=[self._demand(card, *run_of.get(card, (0, 0))) for card in range(len(self.topology))],
         )
 
-    def fits(self, card: int, first: int, last: int, scale: float = 1.0) -> bool:
-        """Whether what cannot be spilled of layers first..last-1 fits card number `card`, as large as `scale` says."""
-        usable = self.usable_bytes[card] * scale
-        return self._demands.fits(first, last, usable_bytes=usable, gathers=self.gathers(card, first, last))
+    def fits(self, stage: int, first: int, last: int, scale: float = 1.0) -> bool:
+        """Whether what stays of layers first..last-1 if all that can be is spilled fits every card of a stage.
+
+        The cards are taken to be `scale` times as large as they are.
+        """
+        return all(
+            self._demands[id(own)].fits(
+                first, last, usable_bytes=self.usable_bytes[card] * scale, gathers=self.gathers(card, first, last)
+            )
+            for card, own in self.stages[stage].members
+        )
 
     def _cut_at(self, order: Order, runs: Runs) -> Cut:
         return Cut(
@@ -132,10 +146,10 @@ class SpillSearch(Search):
         )
 
     def _demand(self, card: int, first: int, last: int) -> Demand:
-        usable, gathers = self.usable_bytes[card], self.gathers(card, first, last)
-        key = (usable, first, last, gathers)
+        usable, own, gathers = self.usable_bytes[card], self._profiles[card], self.gathers(card, first, last)
+        key = (id(own), usable, first, last, gathers)
         if key not in self._found:
-            self._found[key] = self._demands.of(range(first, last), usable_bytes=usable, gathers=gathers)
+            self._found[key] = self._demands[id(own)].of(range(first, last), usable_bytes=usable, gathers=gathers)
         return self._found[key]
 
     def _fastest(self, order: Order) -> Iterator[Runs]:
@@ -168,8 +182,11 @@ class SpillSearch(Search):
                 yield runs
 
     def _balance(self, order: Order, position: int, first: int, last: int) -> float:
-        """Bytes that lack room, or minus the room that is left, by estimate."""
-        return self._estimate.away_nbytes(first, last, self.usable_bytes[order[position]])
+        """Bytes that lack room, or minus the room that is left, by estimate, on all cards of a stage together."""
+        return sum(
+            self._estimates[id(own)].away_nbytes(first, last, self.usable_bytes[card])
+            for card, own in self.stages[order[position]].members
+        )
 
     def _fits_at(self, order: Order) -> Fits:
         return lambda position, first, last: self.fits(order[position], first, last)
@@ -177,12 +194,17 @@ class SpillSearch(Search):
     def _costs(self, order: Order, rates: tuple[float, ...]) -> SpillCosts:
         return SpillCosts(
             self.profile,
-            self.topology.subset(order),
-            self._estimate,
-            usable_bytes=tuple(self.usable_bytes[card] for card in order),
-            bytes_per_s=tuple(rates[card] for card in order),
+            self.leads(order),
+            [
+                tuple(
+                    Spiller(self._estimates[id(own)], self.usable_bytes[card], rates[card])
+                    for card, own in self.stages[stage].members
+                )
+                for stage in order
+            ],
             micro_batches=self.micro_batches,
             call_overhead_s=self.limits.call_overhead_s,
+            profiles=[self.clocks[stage].profile for stage in order],
         )
 
     def _moved(self, order: Order, runs: Runs) -> Iterator[Runs]:
@@ -193,5 +215,5 @@ class SpillSearch(Search):
                 if first <= moved <= last and self._both_fit(order[position : position + 2], first, moved, last):
                     yield (*runs[:position], (first, moved), (moved, last), *runs[position + 2 :])
 
-    def _both_fit(self, cards: Order, first: int, border: int, last: int) -> bool:
-        return self.fits(cards[0], first, border) and self.fits(cards[1], border, last)
+    def _both_fit(self, stages: Order, first: int, border: int, last: int) -> bool:
+        return self.fits(stages[0], first, border) and self.fits(stages[1], border, last)

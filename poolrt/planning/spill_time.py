@@ -26,47 +26,39 @@ def update_s(profile: Profile, ways: Ways, card: int, spill: CardSpill) -> float
     return ways.read_s(card, touched) + ways.write_s(card, touched)
 
 
-def with_reading(
-    profile: Profile,
-    ways: Ways,
-    spills: Sequence[CardSpill],
-    card_of: Mapping[str, int],
-    *,
-    micro_batches: int,
-) -> Profile:
-    """The profile with its calls as much slower as reading spilled weights makes them.
+def reading_s(
+    profile: Profile, ways: Ways, card: int, spill: CardSpill, stage_of: Mapping[str, int], *, micro_batches: int
+) -> dict[str, float]:
+    """For each layer that reads spilled weights on this card, how much longer that makes each of its calls, each way.
 
     A call's seconds are those of the whole batch, and every micro-batch reads all the weights. A layer that uses a tied
-    weight on the card of its home reads it there; on another card it reads a copy.
+    weight on the stage of its home reads it there; on another stage it reads a copy.
     """
     own_s = {
-        profile.layers[position].name: micro_batches * ways.read_s(card, tiers)
-        for card, spill in enumerate(spills)
-        for position, tiers in spill.layers
+        profile.layers[position].name: micro_batches * ways.read_s(card, tiers) for position, tiers in spill.layers
     }
-    if not own_s:
-        return profile
     extra_s: dict[str, float] = defaultdict(float, own_s)
-    for tied in profile.tied:
+    for tied in profile.tied if own_s else ():
         home, *users = tied.layers
         for user in users:
-            extra_s[user] += own_s.get(home, 0.0) if card_of[user] == card_of[home] else 0.0
-    return replace(profile, calls=tuple(_slower(call, extra_s[call.layer]) for call in profile.calls))
+            extra_s[user] += own_s.get(home, 0.0) if stage_of[user] == stage_of[home] else 0.0
+    return dict(extra_s)
+
+
+def slowed(profile: Profile, extra_s: Mapping[str, float]) -> Profile:
+    """The profile with its calls as much slower as `extra_s` says of their layers, each way."""
+    if not any(extra_s.values()):
+        return profile
+    return replace(profile, calls=tuple(_slower(call, extra_s.get(call.layer, 0.0)) for call in profile.calls))
 
 
 def _slower(call: CallFacts, extra_s: float) -> CallFacts:
     return replace(call, forward_s=call.forward_s + extra_s, backward_s=call.backward_s + extra_s)
 
 
-def reading_s(
-    profile: Profile, slowed: Profile, card_of: Mapping[str, int], cards: int, *, trains: bool
-) -> list[float]:
-    """For each card, seconds of a step that it reads spilled weights, as `slowed` is slower than `profile`."""
-    total_s = [0.0] * cards
-    for call, slow in zip(profile.calls, slowed.calls, strict=True):
-        backward_s = slow.backward_s - call.backward_s if trains else 0.0
-        total_s[card_of[call.layer]] += slow.forward_s - call.forward_s + backward_s
-    return total_s
+def reading_of_step_s(profile: Profile, extra_s: Mapping[str, float], *, trains: bool) -> float:
+    """Seconds of a step that a card reads spilled weights, if these are what its layers' calls wait each way."""
+    return (1 + trains) * sum(extra_s.get(call.layer, 0.0) for call in profile.calls)
 
 
 def with_updates(time: StepTime, update_s: Sequence[float], devices: Iterable[str]) -> StepTime:

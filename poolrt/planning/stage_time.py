@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from poolrt.planning.limits import Limits
 from poolrt.planning.optimizers import optimizer_cost
 from poolrt.planning.profile import CallFacts, Profile
+from poolrt.planning.spill_time import reading_of_step_s, slowed
 from poolrt.planning.split_facts import RegionCall
 from poolrt.planning.stages import Stage, Stages
 from poolrt.planning.step_time import StepTime, predict_step
@@ -169,7 +170,13 @@ def _work(call: CallFacts, regions: Sequence[RegionCall], cards: int) -> tuple[f
 
 
 def predict_stages(
-    stages: Stages, topology: Topology, limits: Limits, *, micro_batches: int, stage_of: Mapping[str, int]
+    stages: Stages,
+    topology: Topology,
+    limits: Limits,
+    *,
+    micro_batches: int,
+    stage_of: Mapping[str, int],
+    waiting_s: Sequence[Mapping[str, float]] = (),
 ) -> StepTime:
     """The predicted time of a GPipe step over stages; each admits one micro-batch at a time, as a card alone does.
 
@@ -179,14 +186,19 @@ def predict_stages(
         limits: optimizer and overhead.
         micro_batches: how many parts the batch is cut into.
         stage_of: layer name to the position of its stage, for every layer.
+        waiting_s: for each card, by layer, how much longer each call takes each way because of what lies elsewhere;
+            a stage waits for the slowest of its cards.
     """
     clocks = timed_stages(stages, topology, micro_batches=micro_batches, call_overhead_s=limits.call_overhead_s)
     profile = stages[0].facts.profile
     where = [stage_of[call.layer] for call in profile.calls]
-    slowed = replace(profile, calls=tuple(clocks[stage].profile.calls[index] for index, stage in enumerate(where)))
+    on_stages = replace(profile, calls=tuple(clocks[stage].profile.calls[index] for index, stage in enumerate(where)))
+    longest_s: dict[str, float] = {}
+    for layer, seconds in (pair for card_s in waiting_s for pair in card_s.items()):
+        longest_s[layer] = max(longest_s.get(layer, 0.0), seconds)
     trains = optimizer_cost(limits.optimizer).trains
     time = predict_step(
-        slowed,
+        slowed(on_stages, longest_s),
         topology,
         {layer: stages[stage].lead for layer, stage in stage_of.items()},
         micro_batches=micro_batches,
@@ -198,9 +210,9 @@ def predict_stages(
         if len(stage.cards) > 1:
             calls = [call for call, at in enumerate(where) if at == index]
             own_s = _own_s(stage, clock, calls, trains=trains)
-            busy_s[stage.lead] = 0.0
             for card, seconds in zip(stage.cards, own_s, strict=True):
-                busy_s[card] += seconds
+                waits = reading_of_step_s(profile, waiting_s[card], trains=trains) if waiting_s else 0.0
+                busy_s[card] = seconds + waits
     return StepTime(step_s=time.step_s, busy_s=tuple(busy_s))
 
 

@@ -83,3 +83,11 @@ def scaled_stages(stages: Stages, batch_size: int) -> Stages:
     """The stages for a batch of `batch_size` samples; those that shared facts still do."""
     scaled = {id(stage.facts): stage.facts.scaled(batch_size) for stage in stages}
     return tuple(replace(stage, facts=scaled[id(stage.facts)]) for stage in stages)
+
+
+def profiles_of_cards(stages: Stages, cards: int) -> list[Profile]:
+    """For each card of the topology, the model's profile as that card would run it; one in no stage would run all."""
+    profiles = [stages[0].facts.profile] * cards
+    for card, own in (member for stage in stages for member in stage.members):
+        profiles[card] = own
+    return profiles

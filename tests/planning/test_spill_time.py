@@ -5,7 +5,7 @@ import pytest
 from poolrt.planning.pooled_bytes import PeerBytes, PooledBytes, Tiers
 from poolrt.planning.profile import TiedParameter
 from poolrt.planning.spill import CardSpill
-from poolrt.planning.spill_time import reading_s, update_s, with_reading, with_updates
+from poolrt.planning.spill_time import reading_of_step_s, reading_s, slowed, update_s, with_updates
 from poolrt.planning.step_time import StepTime, predict_step
 from poolrt.planning.ways import Ways
 from poolrt.topology.build import virtual_topology
@@ -32,27 +32,29 @@ def spilled_weights(ways, *seconds):
 
 def test_every_micro_batch_reads_spilled_weights_forward_and_backward(make_chain, ways):
     profile, card_of = make_chain(3), {"block.0": 0, "block.1": 0, "block.2": 1}
-    slowed = with_reading(profile, ways, [spilled_weights(ways, 1.0, 0.25), NONE], card_of, micro_batches=4)
-    extra = [slow.forward_s - call.forward_s for call, slow in zip(profile.calls, slowed.calls, strict=True)]
+    waits = reading_s(profile, ways, 0, spilled_weights(ways, 1.0, 0.25), card_of, micro_batches=4)
+    slow = slowed(profile, waits)
+    extra = [after.forward_s - call.forward_s for call, after in zip(profile.calls, slow.calls, strict=True)]
     assert extra == pytest.approx([4.0, 1.0, 0.0])
-    assert [slow.backward_s - slow.forward_s for slow in slowed.calls] == pytest.approx([0.01] * 3)
-    assert reading_s(profile, slowed, card_of, 2, trains=True) == pytest.approx([10.0, 0.0])
-    assert reading_s(profile, slowed, card_of, 2, trains=False) == pytest.approx([5.0, 0.0])
+    assert [call.backward_s - call.forward_s for call in slow.calls] == pytest.approx([0.01] * 3)
+    assert reading_of_step_s(profile, waits, trains=True) == pytest.approx(10.0)
+    assert reading_of_step_s(profile, waits, trains=False) == pytest.approx(5.0)
 
 
 def test_what_is_read_lengthens_the_step_by_as_much_on_one_card(make_chain, ways):
     profile, card_of = make_chain(3), {"block.0": 0, "block.1": 0, "block.2": 0}
-    slowed = with_reading(profile, ways, [spilled_weights(ways, 1.0), NONE], card_of, micro_batches=4)
+    waits = reading_s(profile, ways, 0, spilled_weights(ways, 1.0), card_of, micro_batches=4)
     topology = virtual_topology([MIB] * 2)
     plain, slow = (
-        predict_step(which, topology, card_of, micro_batches=4, call_overhead_s=0.0) for which in (profile, slowed)
+        predict_step(which, topology, card_of, micro_batches=4, call_overhead_s=0.0)
+        for which in (profile, slowed(profile, waits))
     )
     assert slow.step_s - plain.step_s == pytest.approx(2 * 4 * 1.0)
 
 
 def test_nothing_spilled_costs_nothing(make_chain, ways):
     profile = make_chain(3)
-    assert with_reading(profile, ways, [NONE, NONE], {}, micro_batches=4) is profile
+    assert slowed(profile, reading_s(profile, ways, 0, NONE, {}, micro_batches=4)) is profile
     assert update_s(profile, ways, 0, NONE) == 0.0
 
 
@@ -60,9 +62,9 @@ def test_nothing_spilled_costs_nothing(make_chain, ways):
 def test_a_tied_weight_is_read_from_where_it_lies_only_on_the_card_of_its_home(make_chain, ways, card, seconds):
     profile = replace(make_chain(3), tied=(TiedParameter(name="w", nbytes=MIB, layers=("block.0", "block.2")),))
     card_of = {"block.0": 0, "block.1": 0, "block.2": card}
-    slowed = with_reading(profile, ways, [spilled_weights(ways, 1.0), NONE], card_of, micro_batches=1)
-    assert slowed.calls[2].forward_s - profile.calls[2].forward_s == pytest.approx(seconds)
-    assert slowed.calls[0].forward_s - profile.calls[0].forward_s == pytest.approx(1.0)
+    slow = slowed(profile, reading_s(profile, ways, 0, spilled_weights(ways, 1.0), card_of, micro_batches=1))
+    assert slow.calls[2].forward_s - profile.calls[2].forward_s == pytest.approx(seconds)
+    assert slow.calls[0].forward_s - profile.calls[0].forward_s == pytest.approx(1.0)
 
 
 def test_the_optimizer_reads_and_writes_state_temporaries_and_trained_weights(make_chain, ways):

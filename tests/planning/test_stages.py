@@ -155,6 +155,73 @@ def test_a_layer_too_large_for_every_card_fits_two_together(make_chain):
     assert plan_stages([facts, facts], topology, [(0, 1), (2, 3)]).feasible
 
 
+def test_one_layer_larger_than_a_card_trains_on_two_with_the_rest_on_the_host(make_chain):
+    """Of a weight of 1.5 cards each holds 0.75, and as much of gradients: weights and state are then elsewhere."""
+    card = 256 * MIB
+    weight = card * 3 // 2
+    profile = make_chain(1, weight=weight, saved_nbytes=MIB)
+    profile = replace(profile, layers=(replace(profile.layers[0], trained_tensors=(weight,)),))
+    topology = virtual_topology([card] * 2)
+    facts = split(profile, (0.5, 0.5), part=1.0)
+    assert not make_plan(profile, topology, spill="auto", host_bytes=1 << 40).feasible
+    assert not plan_stages([facts], topology, [(0, 1)]).feasible
+    plan = plan_stages([facts], topology, [(0, 1)], spill="auto", host_bytes=1 << 40)
+    assert plan.feasible
+    for one in plan.cards:
+        assert one.spilled_layers == ("block.0",)
+        assert one.predicted_bytes.gradients == weight // 2, "gradients stay"
+        assert one.pooled_bytes.weights.total >= weight // 2
+        assert one.pooled_bytes.optimizer.total >= weight
+        assert one.predicted_peak_bytes <= card
+        assert one.pool_limit_bytes > 0
+    assert plan.host_spill_bytes > 2 * weight
+    short = plan_stages([facts], topology, [(0, 1)], spill=plan.host_spill_bytes - 1)
+    assert not short.feasible
+    assert "host memory" in short.reason
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_stages_of_one_card_spill_as_cards_do(tight, data):
+    profile, topology = data.draw(tight())
+    topology = replace(
+        topology, cards=tuple(replace(card, memory_bytes=topology.cards[0].memory_bytes) for card in topology.cards)
+    )
+    spill = data.draw(st.sampled_from(["auto", "never", 64 * MIB]))
+    alone = make_plan(profile, topology, spill=spill, host_bytes=1 << 40)
+    staged = plan_stages(
+        [SplitFacts.whole(profile)] * len(topology),
+        topology,
+        [(card.index,) for card in topology.cards],
+        spill=spill,
+        host_bytes=1 << 40,
+    )
+    assert (staged.cards, staged.feasible) == (alone.cards, alone.feasible)
+    assert (staged.predicted_step_s, staged.host_spill_bytes) == (alone.predicted_step_s, alone.host_spill_bytes)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_no_card_of_a_stage_is_overfull_when_it_spills_and_what_is_pooled_has_a_place(tight, data):
+    profile, topology = data.draw(tight())
+    profile = replace(profile, tied=())
+    cards = tuple(card.index for card in topology.cards)
+    stages = data.draw(st.sampled_from([(cards,), tuple((card,) for card in cards), (cards[:1], cards[1:])]))
+    stages = tuple(stage for stage in stages if stage)
+    facts = {n: split(profile, (1 / n,) * n) if n > 1 else SplitFacts.whole(profile) for n in (1, 2, 3)}
+    plan = plan_stages([facts[len(stage)] for stage in stages], topology, stages, spill="auto", host_bytes=1 << 40)
+    if not plan.feasible:
+        return
+    assert all(card.predicted_peak_bytes <= card.capacity_bytes for card in plan.cards)
+    for card in plan.cards:
+        guests = sum(
+            peer.nbytes for other in plan.cards for peer in other.pooled_bytes.all.peers if peer.card == card.index
+        )
+        assert guests == card.predicted_bytes.guests
+    assert plan.host_spill_bytes >= sum(card.pooled_bytes.all.host for card in plan.cards)
+
+
 def test_a_card_that_is_too_small_is_named_with_what_would_do(make_chain):
     profile = make_chain(4)
     plan = two_by_two(profile, virtual_topology([1 << 30, 32 * MIB] * 2))
