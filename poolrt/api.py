@@ -10,21 +10,17 @@ from typing import Any, Literal
 
 from torch import nn
 
-from poolrt.errors import ConfigurationError, ModelError, PlanError
-from poolrt.planning.limits import Spill
+from poolrt.arguments import TensorParallel, check_model, check_plan, check_spill, spill_of, stages_of
+from poolrt.errors import ConfigurationError, ModelError
 from poolrt.planning.plan import Plan
-from poolrt.planning.planner import make_plan
-from poolrt.planning.tensor_parallel import check_cards
 from poolrt.reporting import Report, make_report
 from poolrt.runtime.batch_form import call_of, check_signature
-from poolrt.runtime.decide import Options
+from poolrt.runtime.decide import Options, decide
 from poolrt.runtime.layers import find_layers
 from poolrt.runtime.measure import measure, threads_per_lane
 from poolrt.runtime.microbatch import batch_size_of
-from poolrt.runtime.place import tensors_on_meta
 from poolrt.runtime.pooled import Pooled, pooled_of
-from poolrt.runtime.profile_model import fingerprint
-from poolrt.runtime.tensor_parallel import TensorParallel, plan_tensor_parallel
+from poolrt.runtime.split_layers import SplitLayers
 from poolrt.topology.box import virtual_box
 from poolrt.topology.build import logical_topology, virtual_topology
 from poolrt.topology.discover import discover_cuda
@@ -150,7 +146,7 @@ def plan(
     *,
     micro_batches: int | Literal["auto"] = "auto",
     schedule: Literal["auto", "gpipe"] = "auto",
-    tensor_parallel: int | Literal["auto"] = "auto",
+    tensor_parallel: TensorParallel = "auto",
     batch_dim: int = 0,
     optimizer: str = "adamw",
     spill: Literal["auto", "never"] | int | str = "auto",
@@ -163,8 +159,8 @@ def plan(
         topology: the cards; None discovers them.
         micro_batches: a number, or "auto".
         schedule: "auto" is "gpipe".
-        tensor_parallel: over how many cards each layer is split, all of them for now; "auto" and 1: whole layers go to
-            different cards. Then the batch is not cut, so `micro_batches` and `schedule` stay "auto".
+        tensor_parallel: over how many cards each layer is split: 2 of 4 cards make two stages of two, 4 one stage; or
+            the cards of each stage, such as [[0, 1], [2]]. "auto" and 1: whole layers go to different cards.
         batch_dim: the dimension of inputs along which samples lie.
         optimizer: what will train it: "adamw", "sgd", ...; "none" for inference.
         spill: where to put what does not fit the cards: "auto" (other cards, then the host), "never", or how much
@@ -178,30 +174,32 @@ def plan(
         SampleError: if the sample does not fit the model's forward.
     """
     topology = discover() if topology is None else topology
-    _check_model(model)
+    check_model(model)
     call = call_of(sample)
     check_signature(model, call)
-    if _splits_layers(tensor_parallel, topology, micro_batches, spill):
-        return plan_tensor_parallel(model, call, topology, batch_dim=batch_dim, optimizer=optimizer)[0]
+    stages = stages_of(tensor_parallel, topology)
+    check_spill(stages, spill)
     measured = measure(
         model,
         model.forward,
-        find_layers(model, at_least=2 * len(topology)),
+        find_layers(model, at_least=2 * len(stages or topology)),
         call,
         batch_size=batch_size_of(call, batch_dim) or 1,
         gathered=False,
         threads=threads_per_lane(topology),
     )
-    return make_plan(
-        measured.profile,
-        topology,
+    options = Options(
         micro_batches=micro_batches,
         schedule=schedule,
+        batch_dim=batch_dim,
         optimizer=optimizer,
-        output_card="host",
-        spill=_spill(spill),
+        spill=spill_of(spill),
         host_bytes=_host_bytes(),
+        stages=stages,
     )
+    if stages:
+        return SplitLayers(model, call, measured, topology, options).plan("host")
+    return decide(measured.profile, topology, options, "host")
 
 
 def shard(
@@ -212,7 +210,7 @@ def shard(
     plan: Plan | None = None,
     micro_batches: int | Literal["auto"] = "auto",
     schedule: Literal["auto", "gpipe"] = "auto",
-    tensor_parallel: int | Literal["auto"] = "auto",
+    tensor_parallel: TensorParallel = "auto",
     batch_dim: int = 0,
     optimizer: str = "adamw",
     spill: Literal["auto", "never"] | int | str = "auto",
@@ -228,8 +226,8 @@ def shard(
         plan: a plan made by `poolrt.plan` for this model and topology.
         micro_batches: a number, or "auto".
         schedule: "auto" is "gpipe".
-        tensor_parallel: over how many cards each layer is split, all of them for now; "auto" and 1: whole layers go to
-            different cards. Then the batch is not cut, so `micro_batches` and `schedule` stay "auto".
+        tensor_parallel: over how many cards each layer is split: 2 of 4 cards make two stages of two, 4 one stage; or
+            the cards of each stage, such as [[0, 1], [2]]. "auto" and 1: whole layers go to different cards.
         batch_dim: the dimension of inputs along which samples lie.
         optimizer: what will train it; its state is planned for.
         spill: where to put what does not fit the cards: "auto" (other cards, then the host), "never", or how much
@@ -243,57 +241,26 @@ def shard(
         DriverError: if copies between a GPU and the host change bytes.
     """
     stated = discover() if topology is None else topology
-    _check_model(model)
+    check_model(model)
     topology = _proven(stated)
     if plan is not None:
-        _check_plan(plan, model, stated, topology)
+        check_plan(plan, model, stated, topology)
     call = None if sample is None else call_of(sample)
     if call is not None:
         check_signature(model, call)
-    if plan is not None and plan.tensor_parallel > 1:
-        tensor_parallel = plan.tensor_parallel
-    if _splits_layers(tensor_parallel, topology, micro_batches, spill):
-        TensorParallel(model, topology, batch_dim=batch_dim, optimizer=optimizer, plan=plan).start(call)
-        return model
+    stages = stages_of(tensor_parallel, topology) if plan is None else plan.stages
+    check_spill(stages, spill)
     options = Options(
         micro_batches=micro_batches,
         schedule=schedule,
         batch_dim=batch_dim,
         optimizer=optimizer,
-        spill=_spill(spill),
+        spill=spill_of(spill),
         host_bytes=_host_bytes(),
+        stages=stages,
     )
     Pooled(model, topology, options, plan).start(call)
     return model
-
-
-def _splits_layers(
-    tensor_parallel: int | Literal["auto"],
-    topology: Topology,
-    micro_batches: int | Literal["auto"],
-    spill: int | str,
-) -> bool:
-    """Whether layers are split; then over all cards, and with a whole batch.
-
-    Raises:
-        ConfigurationError: if what was asked for does not go together.
-    """
-    if tensor_parallel == "auto" or tensor_parallel == 1:
-        return False
-    check_cards(tensor_parallel, topology)
-    if micro_batches not in ("auto", 1) or spill not in ("auto", "never"):
-        raise ConfigurationError(
-            f"tensor_parallel={tensor_parallel} runs the whole batch at once and spills nothing; leave out "
-            f"micro_batches={micro_batches!r} and spill={spill!r}"
-        )
-    return True
-
-
-def _spill(spill: int | str) -> Spill:
-    """As the planner reads it: a size becomes bytes."""
-    if spill == "auto" or spill == "never":
-        return "auto" if spill == "auto" else "never"
-    return parse_nbytes(spill) if spill != 0 else 0
 
 
 def _host_bytes() -> int:
@@ -319,7 +286,7 @@ def verify(
     *,
     topology: Topology | None = None,
     micro_batches: int | Literal["auto"] = "auto",
-    tensor_parallel: int | Literal["auto"] = "auto",
+    tensor_parallel: TensorParallel = "auto",
     batch_dim: int = 0,
 ) -> Verification:
     """Prove it on your own model: one step sharded against one unsharded, every output and every gradient.
@@ -350,19 +317,6 @@ def verify(
     return verify_step(model_fn, sample, pool, lambda model: report(model).plan)
 
 
-def _check_model(model: nn.Module) -> None:
-    if next(model.parameters(), None) is None:
-        raise ModelError(f"{type(model).__name__} has no parameters: there is nothing to place")
-    on_meta = tensors_on_meta(model)
-    if on_meta:
-        raise ModelError(
-            f"{len(on_meta)} tensors of {type(model).__name__} have no values (device meta), such as {on_meta[0]!r}; "
-            "load or initialise the weights first"
-        )
-    if pooled_of(model) is not None:
-        raise ModelError(f"this {type(model).__name__} is sharded already")
-
-
 def _proven(topology: Topology) -> Topology:
     """Peer routes are used once they are proven. Virtual cards have none to prove unless they stand for a box."""
     if all(card.kind == "cuda" for card in topology.cards):
@@ -371,20 +325,3 @@ def _proven(topology: Topology) -> Topology:
         return trusted(topology, PROOF)
     devices.know(topology)
     return topology
-
-
-def _check_plan(plan: Plan, model: nn.Module, stated: Topology, proven: Topology) -> None:
-    if plan.model != fingerprint(model):
-        raise PlanError(
-            f"the plan was made for another model (fingerprint {plan.model}, this one has {fingerprint(model)})"
-        )
-    same_ways = [link.kind for link in stated.links] == [link.kind for link in proven.links]
-    known = {proven.fingerprint(), *([stated.fingerprint()] if same_ways else [])}
-    if plan.topology not in known:
-        changed = "" if same_ways else "; links proved to be no good since, so make the plan anew"
-        raise PlanError(
-            f"the plan was made for another topology (fingerprint {plan.topology}, this one has "
-            f"{proven.fingerprint()}){changed}"
-        )
-    if not plan.feasible:
-        raise PlanError(f"the plan does not fit its cards: {plan.reason}")

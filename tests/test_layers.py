@@ -2,7 +2,7 @@
 
 api
  |----------> runtime -----> memory, transfer, planning (siblings: never each other)
- |----> reporting ---------------^
+ |----> reporting, arguments ----^
  |----> virtual_cards            |
  |               |               |
  '-------------> topology <------'
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "virtual_cards": FOUNDATION | {"topology", "_C"},
     "reporting": FOUNDATION | {"planning", "topology"},
     "verification": FOUNDATION | {"planning", "runtime"},
+    "arguments": FOUNDATION | {"planning", "runtime", "topology"},
     "runtime": FOUNDATION | {"planning", "memory", "transfer", "topology"},
 }
 ABOVE_ALL = {"api", "cli", "integrations", "__init__", "__main__"}

@@ -2,6 +2,7 @@
 
     parameter p (card 0)   ->  alias on card 0: p.detach()                 accumulates the gradients of all lanes
                            ->  alias on card 1: a copy, for a tied layer   likewise; added to the first one at home
+    piece 1 of q (card 1)  ->  alias on card 1                             the pieces' gradients together are q's
 
 User hooks on a parameter, and its `.grad`, see one summed gradient per backward, as without poolrt.
 """
@@ -17,14 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from poolrt.runtime.place import Placement, Slot
+from poolrt.runtime.sharded.gradients import shard_tensor
+from poolrt.runtime.sharded.parameter import ShardedParameter, gradient_from_pieces
+from poolrt.runtime.sharded.tensor import Sharded
 from poolrt.transfer.move import move
 
 
 @dataclass
 class _StandIns:
-    """One parameter's stand-ins, in the order in which the model registers the places that use it."""
+    """What stands in for a parameter or one piece, in the order in which the model registers the places that use it."""
 
-    parameter: nn.Parameter
+    parameter: Tensor
     uses: int
     aliases: dict[tuple[torch.device, int], nn.Parameter] = field(default_factory=dict)
 
@@ -36,7 +40,7 @@ class _StandIns:
         """
         key = (device, len(self.aliases) if self.uses > 2 else 0)
         if key not in self.aliases:
-            self.aliases[key] = nn.Parameter(move(self.parameter.detach(), device), requires_grad=learns)
+            self.aliases[key] = nn.Parameter(_values(self.parameter, device), requires_grad=learns)
         return self.aliases[key]
 
     def take_gradient(self) -> Tensor | None:
@@ -50,25 +54,59 @@ class _StandIns:
         return total
 
 
+def _values(parameter: Tensor, device: torch.device) -> Tensor:
+    """On `device`; one that lies in pieces, and is used whole, gathered there."""
+    values = parameter.detach()
+    return values.whole(device) if isinstance(values, Sharded) else move(values, device)
+
+
+@dataclass
+class _Learner:
+    """One of the user's parameters: what stands in for it, or for its pieces by their position."""
+
+    parameter: nn.Parameter
+    parts: dict[int | None, _StandIns] = field(default_factory=dict)
+    """None: the whole"""
+
+    def take_gradient(self) -> Tensor | None:
+        """The summed gradient, in pieces if the parameter is."""
+        whole = self.parts[None].take_gradient() if None in self.parts else None
+        if not isinstance(self.parameter, ShardedParameter):
+            return whole
+        sharding = self.parameter.sharding
+        in_pieces = gradient_from_pieces(
+            self.parameter,
+            [self.parts[card].take_gradient() if card in self.parts else None for card in sharding.cards],
+        )
+        if whole is None:
+            return in_pieces
+        whole = shard_tensor(whole, sharding)
+        return whole if in_pieces is None else in_pieces + whole
+
+
 class Aliases:
     """The stand-ins of one forward, and of the backward that may follow it."""
 
     def __init__(self, placement: Placement, learning: bool) -> None:
         self._of: dict[int, _StandIns] = {}
+        self._learners: dict[int, _Learner] = {}
         self._swaps: list[tuple[Slot, nn.Parameter, nn.Parameter]] = []
         slots = placement.slots()
         uses = Counter(id(slot.parameter) for slot in slots)
         for slot in slots:
             parameter, device = slot.parameter, placement.devices[slot.card]
-            learns = learning and parameter.requires_grad
+            owner, position = placement.owner_of(parameter)
+            learns = learning and owner.requires_grad
             if parameter.device != device or learns:
                 known = self._of.setdefault(id(parameter), _StandIns(parameter, uses[id(parameter)]))
                 self._swaps.append((slot, parameter, known.at(device, learns)))
+                if learns:
+                    self._learners.setdefault(id(owner), _Learner(owner)).parts[position] = known
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters that have stand-ins, in the order of `take_gradients`."""
-        return [known.parameter for known in self._of.values() if known.parameter.requires_grad]
+        return [learner.parameter for learner in self._learners.values()]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -90,8 +128,8 @@ class Aliases:
                 module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
 
     def take_gradients(self) -> list[Tensor | None]:
-        """The summed gradient of each of `parameters` on its own device; the stand-ins keep none."""
-        return [known.take_gradient() for known in self._of.values() if known.parameter.requires_grad]
+        """The summed gradient of each of `parameters` where it lies; the stand-ins keep none."""
+        return [learner.take_gradient() for learner in self._learners.values()]
 
     def drop_gradients(self) -> None:
         """Forget what was accumulated, after a backward that failed."""

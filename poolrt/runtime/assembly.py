@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from poolrt.runtime.microbatch import OutputRule
+from poolrt.runtime.microbatch import OutputRule, carry_output
 from poolrt.runtime.trees import Tree
-from poolrt.transfer.copy import carry
 
 
 class Assembly:
@@ -47,7 +46,7 @@ class Assembly:
             return
         if [size for d, size in enumerate(part.shape) if d != dim] != expected:
             return
-        carry(part, whole.narrow(dim, rows * sum(self._sizes[:micro_batch]), part.shape[dim]))
+        carry_output(part, whole.narrow(dim, rows * sum(self._sizes[:micro_batch]), part.shape[dim]))
         with self._lock:
             self._filled[index] += 1
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from poolrt.runtime.merge_rule import carry_story
+from poolrt.runtime.regions.parted import brought_together
 from poolrt.runtime.trees import is_plain, map_tensors
 from poolrt.transfer.move import Arrival, move, moved, start
 from poolrt.transfer.streams import runs_beside
@@ -41,9 +42,10 @@ class Crossings:
         return copy if copy is not None and _serves(copy, tensor) else None
 
     def latest(self, tensor: Tensor) -> Tensor:
-        """The last copy made of `tensor`, or itself: what a further copy starts from."""
+        """The last copy made of `tensor`, or itself, and not in parts: what a further copy starts from."""
         copies = reversed(self._known(tensor).values())
-        return next((copy for copy in copies if _serves(copy, tensor)), tensor)
+        found = next((copy for copy in copies if _serves(copy, tensor)), None)
+        return brought_together(tensor) if found is None else found
 
     def _known(self, tensor: Tensor) -> dict[torch.device, Tensor]:
         source, copies = self._copies.get(_key(tensor), (None, {}))

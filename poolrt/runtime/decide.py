@@ -28,17 +28,15 @@ class Options:
     spill: Spill = "auto"
     host_bytes: int = 0
     """what the host gives to `spill="auto"`"""
+    stages: tuple[tuple[int, ...], ...] = ()
+    """cards that run the same layers together, the lead card first; empty: every card runs layers of its own"""
 
 
 def decide(
     profile: Profile, topology: Topology, options: Options, output_card: OutputCard, why_not_split: str = ""
 ) -> Plan:
-    """The best plan that fits.
-
-    Raises:
-        InfeasibleError: if none does.
-    """
-    plan = make_plan(
+    """The best plan of whole layers as the user asked for it; it may be infeasible."""
+    return make_plan(
         profile,
         topology,
         micro_batches=options.micro_batches,
@@ -50,6 +48,14 @@ def decide(
         spill=options.spill,
         host_bytes=options.host_bytes,
     )
+
+
+def feasible(plan: Plan) -> Plan:
+    """The plan, if it fits.
+
+    Raises:
+        InfeasibleError: if it does not.
+    """
     if not plan.feasible:
         raise InfeasibleError(plan.reason)
     return plan

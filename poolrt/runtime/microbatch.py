@@ -14,6 +14,7 @@ from poolrt.planning.profile import micro_batch_sizes
 from poolrt.runtime.closeness import is_close
 from poolrt.runtime.merge_rule import rule_of
 from poolrt.runtime.merge_weights import CannotMergeError, merge_weights
+from poolrt.runtime.regions.parted import Parted
 from poolrt.runtime.trees import Leaf, Tree, flatten
 from poolrt.transfer.copy import carry
 from poolrt.transfer.move import move
@@ -90,6 +91,10 @@ def gather(
     tensors, weights = [], []
     for index, rule in enumerate(rules):
         leaves = [part.leaves[index] for part in parts]
+        if len(leaves) == 1 and leaves[0].in_state and not leaves[0].tensor.requires_grad:
+            tensors.append(leaves[0].tensor)  # the object that holds it stays the very object
+            weights.append([1.0])
+            continue
         weights.append(_weights(leaves) if rule.kind == "scalar" and len(parts) > 1 else [1.0] * len(parts))
         ready = None if assembled is None else assembled.get(index)
         tensors.append(
@@ -104,7 +109,7 @@ def _merged(leaves: Sequence[Leaf], rule: OutputRule, weights: Sequence[float], 
         raise CannotMergeError(f"output {leaves[0].path!r} was the same for every micro-batch, and now is not")
     target = parts[-1].device if device is None else device
     if rule.kind == "same" or len(parts) == 1:
-        whole = move(parts[0], target)
+        whole = move_output(parts[0], target)
         return whole.clone() if whole is parts[0] and whole.dim() == 0 else whole  # a loss is often changed in place
     if rule.kind == "concatenate":
         return _concatenate(leaves[0].path, parts, rule.dim, target)
@@ -121,8 +126,25 @@ def _concatenate(path: str, parts: Sequence[Tensor], dim: int, device: torch.dev
     shape[dim] = sum(part.shape[dim] for part in parts)
     whole = torch.empty(shape, dtype=parts[0].dtype, device=device)
     for target, part in zip(whole.split([part.shape[dim] for part in parts], dim), parts, strict=True):
-        carry(part, target)
+        carry_output(part, target)
     return whole
+
+
+def move_output(tensor: Tensor, device: torch.device) -> Tensor:
+    """An output on `device`; of one in parts every part by itself: the lead card need not hold it whole."""
+    if isinstance(tensor, Parted):
+        return torch.cat([move(part, device) for part in tensor.parts or (tensor.whole(),)], -1)
+    return move(tensor, device)
+
+
+def carry_output(tensor: Tensor, target: Tensor) -> None:
+    """Copy an output into `target`, part by part if it lies in parts."""
+    if not isinstance(tensor, Parted):
+        carry(tensor, target)
+        return
+    parts = tensor.parts or (tensor.whole(),)
+    for part, place in zip(parts, target.split([part.shape[-1] for part in parts], -1), strict=True):
+        carry(part, place)
 
 
 def _without(shape: Sequence[int], dim: int) -> list[int]:

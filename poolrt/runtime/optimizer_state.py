@@ -26,6 +26,8 @@ from poolrt.planning.granules import block_nbytes
 from poolrt.planning.optimizers import optimizer_cost
 from poolrt.runtime.memory_watch import granular
 from poolrt.runtime.place import Placement
+from poolrt.runtime.sharded.parameter import ShardedParameter
+from poolrt.runtime.sharded.tensor import nbytes_by_device
 from poolrt.runtime.spill import Spill
 from poolrt.transfer.move import move
 
@@ -56,6 +58,8 @@ def follow(placement: Placement, spill: Spill | None = None) -> None:
         spill: where their state goes, if the plan spills it.
     """
     for parameter in placement.model.parameters():
+        if isinstance(parameter, ShardedParameter):
+            continue  # known by what it is; nobody may hold it so that it could not be made whole again
         _pooled_parameters[id(parameter)] = parameter
         _spills.pop(id(parameter), None)
         _capped.pop(id(parameter), None)
@@ -68,6 +72,13 @@ def follow(placement: Placement, spill: Spill | None = None) -> None:
         _installed.append(register_optimizer_step_post_hook(_after_step))
 
 
+def forget(placement: Placement) -> None:
+    """No longer look after the parameters of this placement's model: who is to split them may find no one's hold."""
+    for parameter in placement.model.parameters():
+        for known in (_pooled_parameters, _spills, _capped):
+            known.pop(id(parameter), None)
+
+
 def state_nbytes(parameters: Iterator[nn.Parameter]) -> dict[torch.device, int]:
     """Bytes of optimizer state held for `parameters`, by device."""
     totals: dict[torch.device, int] = defaultdict(int)
@@ -77,7 +88,8 @@ def state_nbytes(parameters: Iterator[nn.Parameter]) -> dict[torch.device, int]:
             if id(parameter) in wanted:
                 for value in state.values():
                     if isinstance(value, Tensor):
-                        totals[value.device] += value.nbytes
+                        for device, nbytes in nbytes_by_device(value).items():
+                            totals[device] += nbytes
     return dict(totals)
 
 
@@ -157,11 +169,13 @@ def _step_by_card(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _is_pooled(parameter: nn.Parameter) -> bool:
-    return _pooled_parameters.get(id(parameter)) is parameter
+    return isinstance(parameter, ShardedParameter) or _pooled_parameters.get(id(parameter)) is parameter
 
 
 def _bring_state(state: dict[str, Any] | None, parameter: nn.Parameter) -> None:
     """State made before the parameter went to its card goes there too; step counters stay where they are."""
+    if isinstance(parameter, ShardedParameter):
+        return  # its state is cut when the step is taken
     for name, value in (state or {}).items():
         if isinstance(value, Tensor) and value.dim() > 0 and value.device != parameter.device:
             state[name] = move(value, parameter.device)  # type: ignore[index]
@@ -179,11 +193,13 @@ def _reserve(optimizer: Optimizer, spills: Iterable[Spill] = ()) -> None:
         cost = optimizer_cost(_planned_name(optimizer, group))
         stepped: dict[torch.device, list[int]] = defaultdict(list)
         for parameter in group["params"]:
-            if parameter.grad is not None and _is_pooled(parameter):
-                spilled = any(spill.holds_state_of(parameter.device) for spill in spills)
-                nbytes = block_nbytes(parameter.nbytes) if spilled else granular(parameter.nbytes)
-                stepped[parameter.device].append(nbytes)
-                state[parameter.device] += 0 if optimizer.state.get(parameter) else cost.state * nbytes
+            if parameter.grad is None or not _is_pooled(parameter):
+                continue
+            for part in parameter.pieces if isinstance(parameter, ShardedParameter) else (parameter,):
+                spilled = any(spill.holds_state_of(part.device) for spill in spills)
+                nbytes = block_nbytes(part.nbytes) if spilled else granular(part.nbytes)
+                stepped[part.device].append(nbytes)
+                state[part.device] += 0 if optimizer.state.get(parameter) else cost.state * nbytes
         for device, sizes in stepped.items():
             temporaries[device] = max(temporaries[device], cost.temporaries * _at_once(group, sizes))
     for device, nbytes in state.items():

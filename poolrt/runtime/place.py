@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from poolrt.runtime.caps import Caps
 from poolrt.runtime.layers import Layer
+from poolrt.runtime.sharded.parameter import ShardedParameter
+from poolrt.runtime.sharded.tensor import ShardedTensor
 from poolrt.runtime.spill import Spill
 from poolrt.runtime.trees import map_tensors
 from poolrt.transfer.move import move
@@ -45,6 +47,8 @@ class Placement:
         caps: Caps | None = None,
     ) -> None:
         self.caps = caps
+        self.together: dict[int, tuple[int, ...]] = {}
+        """lead card to all cards of its stage, itself first, where there are several"""
         self.model = model
         self.layers = tuple(layers)
         self.devices = tuple(devices)
@@ -98,6 +102,8 @@ class Placement:
         return nullcontext() if self.caps is None else self.caps.on(card)
 
     def _move(self, parameter: nn.Parameter, card: int) -> None:
+        if isinstance(parameter, ShardedParameter):
+            return  # its pieces are where they belong
         if self.caps is not None and parameter.device == self.devices[card]:
             with torch.no_grad():  # perhaps in another card's share of the same device
                 parameter.data = parameter.data.cpu()
@@ -119,6 +125,20 @@ class Placement:
         device = self.devices[self.first_card]
         return map_tensors(value, lambda tensor: move(tensor, device))
 
+    @property
+    def hooked_layers(self) -> Sequence[Layer]:
+        """Layers whose calls are to be seen."""
+        return self.layers
+
+    def install(self) -> None:
+        """Put what the placement needs on the modules, which are bare: nothing for whole layers."""
+
+    def uninstall(self) -> None:
+        """Take it off."""
+
+    def undo(self) -> None:
+        """Parameters as they were before the placement changed what they are; where they lie is another's to undo."""
+
     def slots(self) -> list[Slot]:
         """Every place where a parameter stands."""
         return [
@@ -128,23 +148,34 @@ class Placement:
             if parameter is not None
         ]
 
+    def owner_of(self, tensor: nn.Parameter) -> tuple[nn.Parameter, int | None]:
+        """The user's parameter of which this is a piece, and the piece's position; itself and None for a whole one."""
+        return tensor, None
+
     def weight_nbytes(self) -> list[int]:
-        """Bytes of parameters and buffers on each card now."""
-        totals = [0] * len(self.devices)
-        seen: set[int] = set()
+        """Bytes of parameters and buffers on each card now; what is not on its card is not counted."""
+        cards: dict[int, tuple[Tensor, int]] = {}
         for module, card in self.card_of_module.items():
             for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    totals[self.home.get(id(tensor), card)] += tensor.nbytes
-        return totals
+                if tensor is not None:
+                    cards.setdefault(id(tensor), (tensor, self.home.get(id(tensor), card)))
+        return self._by_card(cards.values())
 
     def gradient_nbytes(self) -> list[int]:
         """Bytes of gradients on each card now."""
+        return self._by_card(
+            (parameter.grad, self.home.get(id(parameter), self.first_card))
+            for parameter in self.model.parameters()
+            if parameter.grad is not None
+        )
+
+    def _by_card(self, tensors: Iterable[tuple[Tensor, int]]) -> list[int]:
+        """Sums of (tensor, card it is placed on)."""
         totals = [0] * len(self.devices)
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                totals[self.home.get(id(parameter), self.first_card)] += parameter.grad.nbytes
+        for tensor, home in tensors:
+            parts = tensor.pieces if isinstance(tensor, ShardedTensor) else (tensor,)
+            for card, part in zip(self.together.get(home, (home,)), parts, strict=False):
+                totals[card] += part.nbytes if part.device == self.devices[card] else 0
         return totals
 
 

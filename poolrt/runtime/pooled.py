@@ -2,6 +2,9 @@
 
 first batch   place by weight -> probe -> plan -> place -> whole against split
 every batch   scatter -> lanes -> gather -> cut node
+
+Where stages are several cards, what they split is found and proven between probe and plan, with the weights where they
+came from. A batch that stays whole on a single stage runs in the caller's thread: there is no one to hand over to.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from poolrt.planning.limits import OutputCard
 from poolrt.planning.place_by_weight import place_by_weight
@@ -26,25 +28,27 @@ from poolrt.runtime.alias import Aliases
 from poolrt.runtime.assembly import Assembly
 from poolrt.runtime.batch_form import check_signature
 from poolrt.runtime.caps import caps_of
-from poolrt.runtime.decide import Options, checked, decide, layers_of
+from poolrt.runtime.decide import Options, checked, decide, feasible, layers_of
 from poolrt.runtime.disguise import MARK, disguise
-from poolrt.runtime.hooks import hook_layers
 from poolrt.runtime.layers import find_layers
 from poolrt.runtime.machine import Machine
 from poolrt.runtime.measure import Measured, measure, threads_per_lane, to_layer
 from poolrt.runtime.merge_weights import CannotMergeError
-from poolrt.runtime.microbatch import Call, OutputRule, batch_size_of, scatter
+from poolrt.runtime.microbatch import Call, OutputRule, batch_size_of, move_output, scatter
+from poolrt.runtime.on_cards import OnCards
 from poolrt.runtime.orders import CardOrders
 from poolrt.runtime.out_of_memory import MemoryGuard
-from poolrt.runtime.place import Placement, WeightsBefore
+from poolrt.runtime.place import Placement
 from poolrt.runtime.profile_model import weigh_layers
 from poolrt.runtime.random_state import CardSeeds
 from poolrt.runtime.spill import Spill
+from poolrt.runtime.split_layers import SplitLayers
 from poolrt.runtime.splitting import Cut, Splitting
+from poolrt.runtime.stages import SplitStage
 from poolrt.runtime.step import Step
+from poolrt.runtime.tensor_parallel_clock import StepClock
 from poolrt.runtime.trees import flatten, map_tensors
 from poolrt.topology.topology import Topology
-from poolrt.transfer.move import move
 
 
 class Pooled:
@@ -52,25 +56,25 @@ class Pooled:
 
     def __init__(self, model: nn.Module, topology: Topology, options: Options, plan: Plan | None) -> None:
         self._model = weakref.ref(model)
-        self._original: Callable[..., Any] = model.forward
         self.topology = topology
         self.devices = tuple(torch.device(card.device) for card in topology.cards)
-        self.options = options
-        self.layers = layers_of(plan, model) if plan else find_layers(model, at_least=2 * len(topology.cards))
+        self.options = options if plan is None else replace(options, stages=plan.stages)
+        stages = self.options.stages
+        self.layers = layers_of(plan, model) if plan else find_layers(model, at_least=2 * len(stages or topology.cards))
         self.plan = plan
         self.profile: Profile | None = None
-        self.step_s: list[float] = []
-        """seconds of each step so far, forward and backward together"""
         self.crossed: tuple[int, int] | None = None
-        """(tensors, bytes) that lanes copied between cards in the last step, forward and backward together"""
+        """(tensors, bytes) that lanes copied between stages in the last step, forward and backward together"""
         self._given_plan = plan is not None
-        self._handles: list[RemovableHandle] = []
+        self._clock = StepClock()
         self._splitting = Splitting(options.batch_dim)
         self._guard = MemoryGuard(lambda: self.placement, self._hints)
         self._output_card: OutputCard = "last"
-        self._weights_before = WeightsBefore(model)
         self._spill: Spill | None = None
-        self._caps = caps_of(topology)
+        caps = None if stages else caps_of(topology)  # cards of a stage are one lane's, in the streams it has
+        self._on_cards = OnCards(model, self.layers, self.devices, caps)
+        self._stages: tuple[SplitStage, ...] = ()
+        self._split: SplitLayers | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -78,6 +82,16 @@ class Pooled:
         model = self._model()
         assert model is not None, "a pooled forward outlives no model"
         return model
+
+    @property
+    def placement(self) -> Placement:
+        """Where everything lies."""
+        return self._on_cards.placement
+
+    @property
+    def step_s(self) -> list[float]:
+        """Seconds of each step so far, forward and backward together."""
+        return self._clock.step_s
 
     def start(self, call: Call | None) -> None:
         """Place the weights, prepare with a first batch if there is one, and take the place of the model's forward.
@@ -88,46 +102,52 @@ class Pooled:
         try:
             self._guard.run(lambda: self._place_first(call))
         except BaseException:
-            self.remove_hooks()
-            self._weights_before.restore()
+            self._on_cards.go_back()
             raise
-        optimizer_state.follow(self.placement, self._spill)
-        self._install()
+        self._disguise()
 
     def _place_first(self, call: Call | None) -> None:
-        if self.plan is not None:
-            self._place(self.plan.card_of())
+        if self.options.stages:
+            pass  # what can be split is found with the weights where they are
+        elif self.plan is not None:
+            self._on_cards.put_up(self.layers, self.plan.card_of())
         else:
-            self._place(
-                place_by_weight(weigh_layers(self.model, self.layers)[0], self.topology), or_not=call is not None
-            )
+            weights = weigh_layers(self.model, self.layers)[0]
+            self._on_cards.put_up(self.layers, place_by_weight(weights, self.topology), or_not=call is not None)
         if call is not None:
             self.prepare(call)
+        elif not self.options.stages:
+            self._on_cards.follow_optimizers()
 
-    def _install(self) -> None:
+    def _disguise(self) -> None:
         disguise(
             self.model,
             self,
             forward=self.forward,
             devices=self.devices,
             twin=self._pool_twin,
-            on_new_dtype=self._forget_measurements,
+            on_new_dtype=self._use_new_dtype,
         )
 
     def _pool_twin(self, model: nn.Module) -> None:
-        """Pool a deep copy of the model: same cards, same plan."""
+        """Pool a deep copy of the model, which lies on the same cards: same plan."""
         twin = Pooled(model, self.topology, self.options, self.plan)
-        twin._given_plan = self._given_plan
-        twin._place(self.placement.card_of())
+        twin._given_plan, twin._stages = self._given_plan, self._stages
         if self.plan is not None and self.profile is not None:
-            twin._adopt(self.plan, self.profile)
+            twin._adopt(self.plan, self.profile, in_pieces=True)
             twin.profile = self.profile
-        optimizer_state.follow(twin.placement, twin._spill)
-        twin._install()
+        elif not self.options.stages:
+            twin._on_cards.put_up(twin.layers, self.placement.card_of())
+            twin._on_cards.follow_optimizers()
+        twin._disguise()
 
-    def _forget_measurements(self) -> None:
-        """Weights of another dtype have other costs: the next batch is measured anew."""
-        self.profile = None
+    def _use_new_dtype(self) -> None:
+        """Weights of another dtype have other costs: the next batch is measured anew, if they do not lie in pieces."""
+        if self.placement.together:
+            self.remove_hooks()
+            self.add_hooks()  # every card has its own copy of buffers
+        else:
+            self.profile = None
 
     # ---- once
 
@@ -137,13 +157,15 @@ class Pooled:
         Raises:
             InfeasibleError: if no plan fits the cards; the model stays as it was placed.
         """
-        measured = self._measure(call)
-        profile = measured.profile
-        self.layers = list(measured.layers)
-        self._output_card = self._card_of_outputs(call)
-        plan = self._decide(profile)
+        with self._on_cards.bare():
+            measured = self._measure(call)
+            self.layers, profile = list(measured.layers), measured.profile
+            self._output_card = self._card_of_outputs(call)
+            self._split = SplitLayers(self.model, call, measured, self.topology, self.options, self.devices)
+            plan = self._decide(profile)
         self._adopt(plan, profile)
         self._check_if_split(call, profile)
+        self._split = None  # it holds the batch
         self.profile = profile
         for device in dict.fromkeys(self.devices):
             if device.type != "cpu":
@@ -151,19 +173,20 @@ class Pooled:
 
     def _measure(self, call: Call) -> Measured:
         """Profile on the cards; if the weights or one layer's work do not fit there, where the model came from."""
+        if self.options.stages:
+            return self._measure_here(call, nullcontext)
         try:
             return self._measure_here(call, lambda: Aliases(self.placement, learning=True).in_place())
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)
-        self._weights_before.restore()
+        self._on_cards.bring_weights_back()
         return self._measure_here(call, nullcontext)
 
     def _measure_here(self, call: Call, in_place: Callable[[], AbstractContextManager[None]]) -> Measured:
-        self.remove_hooks()  # the probe brings its own
-        try:
+        with self._on_cards.unhooked():
             return measure(
                 self.model,
-                self._original,
+                self._on_cards.forward,
                 self.layers,
                 to_layer(self.layers[0].module, call) if self.layers else call,
                 batch_size=batch_size_of(call, self.options.batch_dim) or 1,
@@ -171,8 +194,6 @@ class Pooled:
                 threads=threads_per_lane(self.topology),
                 in_place=in_place,
             )
-        finally:
-            self.add_hooks()
 
     def _card_of_outputs(self, call: Call) -> OutputCard:
         """Where whole outputs are put together, in the planner's words."""
@@ -181,34 +202,28 @@ class Pooled:
             return "last"
         return self.devices.index(device) if device in self.devices else "host"
 
-    def _decide(self, profile: Profile) -> Plan:
+    def _decide(self, profile: Profile, why_not_split: str = "") -> Plan:
         if self.plan is not None and self._given_plan:
-            return checked(self.plan, self.layers)
-        return decide(profile, self.topology, self.options, self._output_card)
+            plan = checked(self.plan, self.layers)
+            return self._split.checked(plan) if plan.stages and self._split is not None else plan
+        if self._split is not None and self.options.stages:
+            return feasible(self._split.plan(self._output_card, why_not_split))
+        return feasible(decide(profile, self.topology, self.options, self._output_card, why_not_split))
 
-    def _adopt(self, plan: Plan, profile: Profile) -> None:
+    def _adopt(self, plan: Plan, profile: Profile, *, in_pieces: bool = False) -> None:
         """Place the layers as planned; the path of their calls gives the cards' orders."""
         self._spill = Spill(plan, self.topology) if plan.spills else None
-        if self._caps is not None:
-            self._caps.leave_room_for([card.pool_limit_bytes for card in plan.cards])
-        self._place(plan.card_of())
-        optimizer_state.follow(self.placement, self._spill)
+        if self._on_cards.caps is not None:
+            self._on_cards.caps.leave_room_for([card.pool_limit_bytes for card in plan.cards])
+        if plan.stages and not in_pieces:
+            assert self._split is not None
+            self._stages = self._split.deal(plan, self.layers)
+        self._on_cards.put_up(self.layers, plan.card_of(), self._stages, self._spill, in_pieces=in_pieces)
+        self._on_cards.follow_optimizers()
         self.plan = plan
         self._orders = CardOrders(call_path(profile.calls, plan.card_of()))
-        self._machine = Machine(self.placement, self._original, threads_per_lane(self.topology))
+        self._machine = Machine(self.placement, self._on_cards.run, threads_per_lane(self.topology))
         self._splitting.adopt(self._machine, self._orders, plan.micro_batches)
-
-    def _place(self, card_of: dict[str, int], *, or_not: bool = False) -> None:
-        """Layers to cards. With `or_not` weights that do not fit stay behind: a plan will say what is missing."""
-        self.remove_hooks()
-        self.placement = Placement(self.model, self.layers, card_of, self.devices, self._caps)
-        try:
-            self.placement.apply(self._spill)
-        except torch.OutOfMemoryError:
-            if not or_not:
-                raise
-            self._weights_before.restore()
-        self.add_hooks()
 
     def _check_if_split(self, call: Call, profile: Profile) -> None:
         """Find out whether this form of batch may be split; if not, plan again for a whole batch and say why."""
@@ -220,7 +235,7 @@ class Pooled:
         if self._given_plan:
             self.plan = replace(self.plan, notes=(*self.plan.notes, f"The batch stays whole: {verdict.why_not}."))
         else:
-            self._adopt(decide(profile, self.topology, self.options, self._output_card, verdict.why_not), profile)
+            self._adopt(self._decide(profile, verdict.why_not), profile)
 
     # ---- every batch
 
@@ -236,22 +251,30 @@ class Pooled:
 
     def _forward(self, call: Call) -> Any:
         cut = self._splitting.cut(call)
-        if len(self.devices) == 1 and cut.parts == 1:
-            return self._on_one_card(call)
+        if self._is_one_place and cut.parts == 1:
+            return self._in_one_place(call)
         try:
             return self._run(call, cut)
         except CannotMergeError as error:
             self._splitting.failed(call, str(error))
         return self._run(call, Cut(1))  # not while the error is handled: it holds on to what the first run made
 
-    def _on_one_card(self, call: Call) -> Any:
+    @property
+    def _is_one_place(self) -> bool:
+        """Whether all layers are on one card, or on one stage."""
+        stages = self.plan.stages if self.plan is not None else ()
+        return len(stages or self.devices) == 1
+
+    def _in_one_place(self, call: Call) -> Any:
         target = self._output_device(call)
         args, kwargs = self.placement.to_first_card(call)
-        output = self._original(*args, **kwargs)
-        return output if target is None else map_tensors(output, lambda t: move(t, target))
+        with self._clock.forward() as step:
+            output = self._on_cards.forward(*args, **kwargs)
+            step.watch(flatten(output).tensors)
+        return output if target is None else map_tensors(output, lambda t: move_output(t, target))
 
     def _run(self, call: Call, cut: Cut) -> Any:
-        seeds = CardSeeds(self.devices) if self.model.training else None
+        seeds = CardSeeds(self.devices, self.placement.together) if self.model.training else None
         pieces = scatter(self.placement.to_first_card(call), cut.parts, self.options.batch_dim)
         step = Step(self._machine, pieces, *self._orders.of(cut.parts), seeds)
         step.on_done = self._note
@@ -280,14 +303,12 @@ class Pooled:
         return hints
 
     def add_hooks(self) -> None:
-        """Put the hooks on the layers."""
-        self._handles = hook_layers(self.layers, to_layer)
+        """Put hooks and rewrites on the model."""
+        self._on_cards.add_hooks()
 
     def remove_hooks(self) -> None:
         """Take them off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._on_cards.remove_hooks()
 
 
 def pooled_of(model: nn.Module) -> Pooled | None:

@@ -1,7 +1,8 @@
 """Randomness of lanes: each stay of a micro-batch on a card has its own seed, so timing cannot change a dropout mask.
 
 The seed of a forward is one draw from the user's default generator; a stay's seed is a hash of
-(forward's seed, card, visit, micro-batch). Same seed and same plan give the same bits.
+(forward's seed, card, visit, micro-batch). Same seed and same plan give the same bits. Cards that run layers together
+are seeded together, each with a seed of its own.
 
 Logical cards of one GPU share its generator: there a stay keeps the generator to itself.
 """
@@ -9,7 +10,7 @@ Logical cards of one GPU share its generator: there a stay keeps the generator t
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,25 +21,36 @@ _MASK = (1 << 64) - 1
 
 
 class CardSeeds:
-    """Seeds the cards' generators under the ticket, and puts the generators back afterwards."""
+    """Seeds the cards' generators under the ticket, and puts the generators back afterwards.
 
-    def __init__(self, devices: Sequence[torch.device]) -> None:
+    Args:
+        devices: of the cards.
+        together: lead card to all cards of its stage, itself first; those that are not named are alone.
+    """
+
+    def __init__(self, devices: Sequence[torch.device], together: Mapping[int, Sequence[int]] | None = None) -> None:
         self._devices = devices
+        self._together = together or {}
         self._alone = {device: threading.Lock() for device in devices if devices.count(device) > 1}
         self._forward_seed = int(torch.randint(1 << 62, ()).item())
 
     def seed(self, card: int, ticket: Ticket) -> None:
-        """Seed the generator of `card` for this stay of this micro-batch."""
-        device = self._devices[card]
-        if device in self._alone:
+        """Seed the generators of `card`, and of the cards with it, for this stay of this micro-batch."""
+        for device in self._kept_alone(card):
             self._alone[device].acquire()
-        words = (self._forward_seed, card, ticket.visit, ticket.micro_batch)
-        _generator(device).manual_seed(_mix(words) >> 1)
+        for each in reversed(self._together.get(card, (card,))):  # the lead card's last, if they share one
+            words = (self._forward_seed, each, ticket.visit, ticket.micro_batch)
+            _generator(self._devices[each]).manual_seed(_mix(words) >> 1)
 
     def leave(self, card: int) -> None:
         """The stay on `card` is over."""
-        if self._devices[card] in self._alone:
-            self._alone[self._devices[card]].release()
+        for device in self._kept_alone(card):
+            self._alone[device].release()
+
+    def _kept_alone(self, card: int) -> list[torch.device]:
+        """Devices whose generator a stay on `card` keeps to itself, in one order for all."""
+        used = {self._devices[each] for each in self._together.get(card, (card,))}
+        return [device for device in self._alone if device in used]
 
     @contextmanager
     def restored(self) -> Iterator[None]:

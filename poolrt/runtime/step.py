@@ -28,6 +28,7 @@ from poolrt.runtime.machine import LaneWalker, Machine
 from poolrt.runtime.microbatch import Call, Gathered, OutputRule, gather, split_gradient
 from poolrt.runtime.orders import Orders
 from poolrt.runtime.random_state import CardSeeds
+from poolrt.runtime.regions.parted import Parted
 from poolrt.runtime.run_lanes import run_lanes
 from poolrt.runtime.sever import alias
 from poolrt.runtime.thread_state import ThreadState
@@ -161,7 +162,7 @@ class Step:
         assert self._gathered is not None
         tensors = tuple(alias(t) for t in self._gathered.tensors)
         self._gathered.tensors.clear()
-        own = {t.data_ptr() for row in self._rows for t in row}
+        own = {t.data_ptr() for row in self._rows for t in row if not isinstance(t, Parted)}
         self._shared = [(weakref.ref(t), t._version) for t in tensors if t.data_ptr() in own]
         needs = [any(row[i].requires_grad for row in self._rows) for i in range(len(tensors))]
         return tensors, [t for t, needed in zip(tensors, needs, strict=True) if not needed]

@@ -14,13 +14,12 @@ from poolrt.runtime.microbatch import Call, batch_size_of, scatter
 from poolrt.runtime.regions.find import find_regions
 from poolrt.runtime.regions.plan import RegionPlan
 from poolrt.runtime.trees import map_tensors
-from poolrt.topology.topology import Topology
 
 
 def regions_of(
     model: nn.Module,
     call: Call,
-    topology: Topology,
+    shares: Sequence[float],
     batch_dim: int,
     devices: Sequence[torch.device] | None = None,
 ) -> RegionPlan:
@@ -29,7 +28,7 @@ def regions_of(
     Args:
         model: on whatever device.
         call: a batch; its first sample is enough.
-        topology: the cards; a card with twice the memory of another gets twice as much.
+        shares: for each card how much it gets relative to the others.
         batch_dim: the dimension of inputs along which samples lie.
         devices: where rewrites are proven; the host unless given, and where they have no room for it.
 
@@ -37,7 +36,6 @@ def regions_of(
         ModelError: if nothing of the model can be split.
     """
     args, kwargs = _one_sample(model, call, batch_dim)
-    shares = [float(card.memory_bytes) for card in topology.cards]
 
     def run() -> Any:
         return model(*args, **kwargs)

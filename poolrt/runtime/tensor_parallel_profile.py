@@ -15,44 +15,33 @@ from torch.utils.hooks import RemovableHandle
 
 from poolrt.planning.profile import LayerFacts, TiedParameter
 from poolrt.planning.split import Split
-from poolrt.planning.tensor_parallel import CardWeights, RegionCall, SplitFacts
-from poolrt.runtime.layers import Layer, find_layers, unique_tensors
-from poolrt.runtime.measure import Measured, measure, threads_per_lane
+from poolrt.planning.split_facts import CardWeights, RegionCall, SplitFacts
+from poolrt.runtime.layers import Layer, unique_tensors
+from poolrt.runtime.measure import Measured
 from poolrt.runtime.memory_watch import granular
-from poolrt.runtime.microbatch import Call, batch_size_of
+from poolrt.runtime.microbatch import Call
 from poolrt.runtime.model_state import state_restored
 from poolrt.runtime.regions.plan import Forked, RegionPlan, Rewrite, RowLinear, parameter_splits
 from poolrt.runtime.regions.replica import parameter_of
 from poolrt.runtime.trees import flatten, map_tensors
-from poolrt.topology.topology import Topology
 
 
-def split_facts(model: nn.Module, regions: RegionPlan, call: Call, topology: Topology, batch_dim: int) -> SplitFacts:
+def split_facts(model: nn.Module, regions: RegionPlan, call: Call, measured: Measured) -> SplitFacts:
     """What the planner needs to know of a model that is to be split. Nothing is moved or changed.
 
     Args:
         model: whole, on whatever device.
         regions: how its layers are split.
         call: one whole batch.
-        topology: the cards.
-        batch_dim: the dimension of inputs along which samples lie.
+        measured: with this batch, of the whole model.
     """
     device = next(model.parameters()).device
     here: Call = map_tensors(call, lambda tensor: tensor.detach().to(device))
-    measured = measure(
-        model,
-        model.forward,
-        find_layers(model, at_least=2),
-        here,
-        batch_size=batch_size_of(call, batch_dim) or 1,
-        gathered=False,
-        threads=threads_per_lane(topology),
-    )
     split = {rewrite.module: rewrite for region in regions.regions for rewrite in region.rewrites}
     return SplitFacts(
         profile=measured.profile,
         calls=tuple(_watched(model, split, measured, here)),
-        weights=tuple(_weights(model, regions.splits, measured.layers, card) for card in range(len(topology))),
+        weights=tuple(_weights(model, regions.splits, measured.layers, card) for card in range(regions.cards)),
         modules=tuple(split),
         rest=tuple(_modules_of_whole_parameters(model, regions.splits)),
         notes=(*regions.explain(), *_notes(model, split)),

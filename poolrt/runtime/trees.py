@@ -14,6 +14,7 @@ import copy
 import dataclasses
 import enum
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -24,6 +25,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 Rebuild = Callable[[Iterator[Tensor]], Any]
+
+
+class OwnMethod:
+    """A callable attribute that belongs to one object alone: a copy of the object has what its class has instead."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the object does."""
+        raise AssertionError("each kind says it")
+
 
 _CONSTANTS = (
     type(None),
@@ -163,14 +173,18 @@ class _Walk:
             self._state_depth -= 1
 
     def _constant(self, value: Any, path: str) -> Rebuild:
-        self.constants.append((path, value))
+        if not isinstance(value, OwnMethod):
+            self.constants.append((path, value))
         return lambda _tensors: value
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Rebuild:
         parts = {key: self.visit(part, _join(path, key)) for key, part in value.items()}
+        in_state = self._state_depth > 0
 
         def rebuild(tensors: Iterator[Tensor]) -> Any:
             filled = {key: part(tensors) for key, part in parts.items()}
+            if in_state and all(filled[key] is value[key] for key in filled):
+                return value
             if type(value) is dict:
                 return filled
             if dataclasses.is_dataclass(value):  # transformers' ModelOutput: attributes and items must agree
@@ -188,9 +202,12 @@ class _Walk:
         if isinstance(value, PackedSequence):
             return self._packed(value, path)
         parts = [self.visit(part, _join(path, index)) for index, part in enumerate(value)]
+        in_state = self._state_depth > 0
 
         def rebuild(tensors: Iterator[Tensor]) -> Any:
             filled = [part(tensors) for part in parts]
+            if in_state and len(filled) == len(value) and all(map(operator.is_, filled, value)):
+                return value
             return type(value)(*filled) if hasattr(value, "_fields") else type(value)(filled)
 
         return rebuild
@@ -205,15 +222,22 @@ class _Walk:
         return lambda tensors: PackedSequence(data(tensors), value.batch_sizes, *(index(tensors) for index in indices))
 
     def _object(self, value: Any, attributes: Mapping[str, Any], path: str) -> Rebuild:
-        before = len(self.leaves)
-        parts = {name: self.visit(part, _join(path, name)) for name, part in list(attributes.items())}
+        before, given = len(self.leaves), dict(attributes)
+        parts = {name: self.visit(part, _join(path, name)) for name, part in given.items()}
         if len(self.leaves) == before:
             return lambda _tensors: value
+        in_state = self._state_depth > 0
 
         def rebuild(tensors: Iterator[Tensor]) -> Any:
+            filled = {name: part(tensors) for name, part in parts.items()}
+            if in_state and all(filled[name] is given[name] for name in given):
+                return value  # who knows the object by what it is finds it again
             new = copy.copy(value)
-            for name, part in parts.items():
-                object.__setattr__(new, name, part(tensors))
+            for name, part in filled.items():
+                if isinstance(part, OwnMethod):
+                    object.__delattr__(new, name)
+                else:
+                    object.__setattr__(new, name, part)
             return new
 
         return rebuild

@@ -260,7 +260,10 @@ def refused(topology: Topology, **options: Any) -> Callable[[], None]:
 def test_wrong_numbers_of_cards_and_what_does_not_go_together():
     assert "there is 1" in str(refused(cards(1), tensor_parallel=2))
     assert "tensor_parallel=3" in str(refused(cards(3), tensor_parallel=2))
-    assert "micro_batches=4" in str(refused(cards(2), tensor_parallel=2, micro_batches=4))
+    assert "[[0, 1], [2, 3]]" in str(refused(cards(4), tensor_parallel=3))
+    for stages in ([[0, 1], [1, 2]], [[0, 1], []], [[0, 4]], []):
+        assert "[[0, 1], [2, 3]]" in str(refused(cards(4), tensor_parallel=stages))
+    assert "not 'all'" in str(refused(cards(2), tensor_parallel="all"))
     assert "spill=" in str(refused(cards(2), tensor_parallel=2, spill="1GiB"))
 
 

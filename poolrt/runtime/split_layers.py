@@ -1,0 +1,139 @@
+"""What is known of splitting one model's layers: looked at when asked for, and for each set of shares once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from poolrt.errors import PlanError
+from poolrt.planning.limits import OutputCard
+from poolrt.planning.plan import Plan
+from poolrt.planning.planner import plan_stages
+from poolrt.planning.split_facts import SplitFacts
+from poolrt.runtime.decide import Options
+from poolrt.runtime.layers import Layer
+from poolrt.runtime.measure import Measured
+from poolrt.runtime.microbatch import Call
+from poolrt.runtime.regions.noted import contains
+from poolrt.runtime.regions.plan import Refusal, Region, RegionPlan, plan_of
+from poolrt.runtime.stages import SplitStage, deal_regions
+from poolrt.runtime.tensor_parallel_find import regions_of
+from poolrt.runtime.tensor_parallel_profile import split_facts
+from poolrt.topology.topology import Topology
+
+Shares = tuple[float, ...]
+
+
+class SplitLayers:
+    """One model, one batch, and stages of cards that are to run layers together.
+
+    Args:
+        model: whole, on whatever device; its forward is its own.
+        call: one batch.
+        measured: with that batch.
+        topology: the cards; they need not be there.
+        options: what the user asked for; its stages are at least one.
+        devices: of the cards, to prove rewrites there; on the host unless given.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        call: Call,
+        measured: Measured,
+        topology: Topology,
+        options: Options,
+        devices: Sequence[torch.device] | None = None,
+    ) -> None:
+        self._model, self._call, self._measured = model, call, measured
+        self._topology, self._options, self._devices = topology, options, devices
+        self._regions: dict[Shares, RegionPlan] = {}
+        self._facts: dict[Shares, SplitFacts] = {}
+
+    def plan(self, output_card: OutputCard, why_not_split: str = "") -> Plan:
+        """The best cut of the layers over the stages; it may be infeasible.
+
+        Raises:
+            ModelError: if nothing of the model can be split.
+        """
+        stages, micro_batches = self._options.stages, self._options.micro_batches
+        return plan_stages(
+            [self.facts(cards) for cards in stages],
+            self._topology,
+            stages,
+            micro_batches=1 if micro_batches == "auto" and len(stages) == 1 else micro_batches,
+            schedule=self._options.schedule,
+            optimizer=self._options.optimizer,
+            splittable=not why_not_split,
+            why_not_split=why_not_split,
+            output_card=output_card,
+        )
+
+    def checked(self, plan: Plan) -> Plan:
+        """A plan made earlier, after seeing that its stages can split what it says they do.
+
+        Raises:
+            PlanError: if they cannot.
+        """
+        found = set().union(*(self._modules(plan, cards) for cards in plan.stages if len(cards) > 1))
+        planned = set(plan.split_modules)
+        if found != planned:
+            raise PlanError(
+                f"the plan splits {sorted(planned - found)[:3]} which cannot be split now, or leaves out "
+                f"{sorted(found - planned)[:3]}; make a new plan with poolrt.plan"
+            )
+        return plan
+
+    def _modules(self, plan: Plan, cards: Sequence[int]) -> set[str]:
+        """What a stage of these cards would split of its layers."""
+        layers = [name for name, card in plan.card_of().items() if card == cards[0]] if len(plan.stages) > 1 else [""]
+        modules = (rewrite.module for region in self.regions(cards).regions for rewrite in region.rewrites)
+        return {module for module in modules if any(contains(layer, module) for layer in layers)}
+
+    def deal(self, plan: Plan, layers: Sequence[Layer]) -> tuple[SplitStage, ...]:
+        """What each stage of several cards splits of its layers."""
+        found = [self.regions(cards) if len(cards) > 1 else None for cards in plan.stages]
+        return deal_regions(self._model, layers, plan.card_of(), plan.stages, found)
+
+    def facts(self, cards: Sequence[int]) -> SplitFacts:
+        """What the planner wants to know of the whole model on these cards; equal for cards of equal shares."""
+        shares = self._shares(cards)
+        if shares not in self._facts:
+            self._facts[shares] = (
+                SplitFacts.whole(self._measured.profile)
+                if len(cards) == 1
+                else split_facts(self._model, self.regions(cards), self._call, self._measured)
+            )
+        return self._facts[shares]
+
+    def regions(self, cards: Sequence[int]) -> RegionPlan:
+        """How these cards would split the whole model.
+
+        Raises:
+            ModelError: if nothing of it can be split.
+        """
+        shares = self._shares(cards)
+        if shares not in self._regions:
+            devices = None if self._devices is None else [self._devices[card] for card in cards]
+            found = regions_of(self._model, self._call, shares, self._options.batch_dim, devices)
+            self._regions[shares] = found if len(self._options.stages) == 1 else self._inside_layers(found)
+        return self._regions[shares]
+
+    def _shares(self, cards: Sequence[int]) -> Shares:
+        """A card with twice the memory of another gets twice as much."""
+        memory = [self._topology.cards[card].memory_bytes for card in cards]
+        return tuple(nbytes / sum(memory) for nbytes in memory)
+
+    def _inside_layers(self, found: RegionPlan) -> RegionPlan:
+        """Without what goes beyond one layer: the parts of it may be on different stages."""
+        layers = [layer.name for layer in self._measured.layers]
+        kept = [region for region in found.regions if _is_inside(region, layers)]
+        why = "it is more than one layer, which may be on different stages"
+        beyond = [Refusal(name=region.name, reason=why) for region in found.regions if region not in kept]
+        return plan_of(self._model, found.cards, tuple(kept), (*found.refused, *beyond))
+
+
+def _is_inside(region: Region, layers: Sequence[str]) -> bool:
+    return any(all(contains(layer, rewrite.module) for rewrite in region.rewrites) for layer in layers)
