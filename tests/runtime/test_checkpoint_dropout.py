@@ -9,39 +9,28 @@ with one thread per card.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential, set_checkpoint_early_stop
 
 import poolrt
+from poolrt.runtime.regions.parted import Parted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIZES = {"vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 32}
+WIDTH, RATE = 16, 0.1
 Gradients = dict[str, Tensor]
-
-
-def bert(**options: Any) -> nn.Module:
-    return transformers.BertForMaskedLM(transformers.BertConfig(**SIZES, **options))
-
-
-def gpt2(**options: Any) -> nn.Module:
-    sizes = {"vocab_size": 64, "n_layer": 2, "n_embd": 16, "n_head": 4, "n_positions": 16, "n_inner": 32}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **options))
-
-
-def llama(**options: Any) -> nn.Module:
-    config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2, attention_dropout=0.1, **options)
-    return transformers.LlamaForCausalLM(config)
-
-
-def text() -> dict[str, Tensor]:
-    ids = torch.randint(3, 64, (2, 8))
-    return {"input_ids": ids, "labels": ids.clone()}
+Frames = Callable[[list[nn.Module], Tensor], Tensor]
 
 
 def split(model: nn.Module, sample: Any, count: int = 2) -> nn.Module:
@@ -56,28 +45,269 @@ def gradients(model: nn.Module, loss: Callable[[], Tensor], seed: int = 7) -> Gr
     return {name: p.grad.detach().cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_same_bits(expected: Gradients, actual: Gradients) -> None:
+def differing(expected: Gradients, actual: Gradients) -> list[str]:
     assert expected.keys() == actual.keys()
-    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
+    return [name for name in expected if not torch.equal(expected[name], actual[name])]
 
 
 # ---- models of transformers
 
 
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("make", [bert, gpt2, llama])
+def bert(**options: Any) -> nn.Module:
+    sizes = {"vocab_size": 64, "num_hidden_layers": 2, "hidden_size": WIDTH, "intermediate_size": 32}
+    config = transformers.BertConfig(**sizes, num_attention_heads=4, **options)
+    return transformers.BertForMaskedLM(config)
+
+
+def gpt2(**options: Any) -> nn.Module:
+    sizes = {"vocab_size": 64, "n_layer": 2, "n_embd": WIDTH, "n_head": 4, "n_positions": 16, "n_inner": 32}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **options))
+
+
+def llama(**options: Any) -> nn.Module:
+    sizes = {"vocab_size": 64, "num_hidden_layers": 2, "hidden_size": WIDTH, "intermediate_size": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_dropout": RATE}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, **options))
+
+
+@pytest.mark.parametrize(
+    ("make", "attention", "count"),
+    [(bert, "eager", 2), (bert, "sdpa", 4), (gpt2, "eager", 2), (llama, "sdpa", 2), (llama, "eager", 4)],
+)
 def test_gradient_checkpointing_of_transformers(make: Callable[..., nn.Module], attention: str, count: int):
-    torch.manual_seed(0)
-    model, batch = make(attn_implementation=attention), text()
+    model, ids = make(attn_implementation=attention), torch.randint(3, 64, (2, 8))
+    batch = {"input_ids": ids, "labels": ids.clone()}
     split(model, batch, count)
-
-    def loss() -> Tensor:
-        return model(**batch).loss
-
-    expected = gradients(model, loss)
-    other = gradients(model, loss, seed=8)
-    assert any(not torch.equal(expected[name], other[name]) for name in expected), "another seed drops other entries"
+    expected = gradients(model, lambda: model(**batch).loss)
+    assert differing(expected, gradients(model, lambda: model(**batch).loss, seed=8)), "another seed, other masks"
     for reentrant in (False, True):
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        assert_same_bits(expected, gradients(model, loss))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        assert differing(expected, gradients(model, lambda: model(**batch).loss)) == []
+
+
+# ---- torch's own layers, in frames of every shape
+
+
+class Stumble(torch.autograd.Function):
+    """Nothing but delay on one card, each time for another while: in forward, and in backward before what was kept."""
+
+    late = -1
+    """the card that is late; none unless a test says so"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        Stumble.delay(x)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        Stumble.delay(gradient)
+        _ = ctx.saved_tensors
+        return gradient
+
+    @staticmethod
+    def delay(x: Tensor) -> None:
+        if x.device.type == "vcard" and x.device.index == Stumble.late:
+            time.sleep(time.perf_counter_ns() % 7 * 1e-4)
+
+
+class Attention(nn.Module):
+    """Attention whose code runs on every card, with a dropout of each card's own heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop = nn.LayerNorm(WIDTH), nn.Dropout(RATE)
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attend(self.norm(x))
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (Stumble.apply(part(x).unflatten(-1, (-1, 4)).transpose(1, 2)) for part in (self.q, self.k, self.v))
+        weights = self.drop((q @ k.transpose(-1, -2) / 2).softmax(-1))
+        return self.out(Stumble.apply(weights @ v).transpose(1, 2).flatten(2))
+
+
+def plain(layers: list[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def every(count: int, **options: Any) -> Frames:
+    """Frames of so many layers in a row."""
+
+    def run(layers: list[nn.Module], x: Tensor) -> Tensor:
+        for first in range(0, len(layers), count):
+            x = checkpoint(plain, layers[first : first + count], x, **options)
+        return x
+
+    return run
+
+
+def nested(reentrant: bool, inside: bool) -> Frames:
+    """A frame around all, and in it one around every layer; each of its kind."""
+    return lambda layers, x: checkpoint(every(1, use_reentrant=inside), layers, x, use_reentrant=reentrant)
+
+
+def to_the_end(layers: list[nn.Module], x: Tensor) -> Tensor:
+    with set_checkpoint_early_stop(False):
+        return every(2, use_reentrant=False)(layers, x)
+
+
+def sequential(reentrant: bool) -> Frames:
+    return lambda layers, x: checkpoint_sequential(layers, 2, x, use_reentrant=reentrant)
+
+
+FRAMES: dict[str, Frames] = {
+    "1 layer": every(1, use_reentrant=False),
+    "2 layers": every(2, use_reentrant=False),
+    "4 layers": every(4, use_reentrant=False),
+    "1 layer, reentrant": every(1, use_reentrant=True),
+    "2 layers, reentrant": every(2, use_reentrant=True),
+    "4 layers, reentrant": every(4, use_reentrant=True),
+    "nested": nested(False, False),
+    "nested, reentrant outside": nested(True, False),
+    "nested, reentrant inside": nested(False, True),
+    "nested, reentrant": nested(True, True),
+    "sequential": sequential(False),
+    "sequential, reentrant": sequential(True),
+    "to the end": to_the_end,
+    "without a check": every(2, use_reentrant=False, determinism_check="none"),
+}
+
+
+class Stack(nn.Module):
+    """Four layers behind a linear one, as deep in frames as a test asks for."""
+
+    def __init__(self, make: Callable[[], nn.Module], layers: int = 4) -> None:
+        super().__init__()
+        self.entry = nn.Linear(8, WIDTH)
+        self.layers = nn.ModuleList(make() for _ in range(layers))
+        self.frames = plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.frames(list(self.layers), self.entry(x)).square().mean()
+
+
+def encoder_layer() -> nn.Module:
+    return nn.TransformerEncoderLayer(WIDTH, 4, 32, dropout=RATE, batch_first=True)
+
+
+@contextmanager
+def framed(model: nn.Module, frames: Frames) -> Iterator[None]:
+    model.frames = frames
+    try:
+        yield
+    finally:
+        model.frames = plain
+
+
+def stack(make: Callable[[], nn.Module], count: int = 2, layers: int = 4) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """A split model and its loss."""
+    model, x = Stack(make, layers), torch.randn(2, 3, 8)
+    split(model, x, count)
+    split_layers = poolrt.report(model).plan.cards[-1].layers
+    assert len([name for name in split_layers if "layers." in name]) >= layers, split_layers
+    return model, lambda: model(x)
+
+
+@pytest.mark.parametrize("make", [encoder_layer, Attention])
+@pytest.mark.parametrize("count", [2, 3])
+def test_frames_of_every_shape(make: Callable[[], nn.Module], count: int):
+    model, loss = stack(make, count)
+    expected = gradients(model, loss)
+    for name, frames in FRAMES.items():
+        with framed(model, frames):
+            assert differing(expected, gradients(model, loss)) == [], name
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_in_mixed_precision(reentrant: bool):
+    model, loss = stack(encoder_layer)
+
+    def mixed() -> Tensor:
+        with torch.autocast("vcard", dtype=torch.bfloat16):
+            return loss()
+
+    expected = gradients(model, mixed)
+    with framed(model, every(2, use_reentrant=reentrant)):
+        assert differing(expected, gradients(model, mixed)) == []
+
+
+# ---- parts that leave a frame
+
+
+class Halves(nn.Module):
+    """Two linear layers, of which the frame holds only the first and its dropout: the cards' parts go out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop = nn.LayerNorm(WIDTH), nn.Dropout(RATE)
+        self.up, self.down = nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH)
+        self.options: dict[str, bool] | None = None
+        self.kinds: list[type] = []
+
+    def widened(self, x: Tensor) -> Tensor:
+        wide = self.drop(torch.tanh(self.up(x)))
+        self.kinds.append(type(wide))
+        return wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return x + self.down(self.widened(x) if self.options is None else checkpoint(self.widened, x, **self.options))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_parts_that_leave_a_frame(reentrant: bool):
+    model, loss = stack(Halves)
+    for layer in model.layers:
+        layer.kinds.clear()
+    expected = gradients(model, loss)
+    assert {kind for layer in model.layers for kind in layer.kinds} == {Parted}
+    for layer in model.layers:
+        layer.options = {"use_reentrant": reentrant}
+    for _ in range(5):
+        assert differing(expected, gradients(model, loss)) == []
+
+
+# ---- one thread per card, in every order
+
+
+@contextmanager
+def hard_times(late: int) -> Iterator[None]:
+    """Threads change places all the time, one works for nothing, and one card is late now and then."""
+    interval, over = sys.getswitchinterval(), threading.Event()
+
+    def burn() -> None:
+        while not over.is_set():
+            sum(range(500))
+
+    burner = threading.Thread(target=burn)
+    burner.start()
+    sys.setswitchinterval(1e-5)
+    Stumble.late = late
+    try:
+        yield
+    finally:
+        Stumble.late = -1
+        sys.setswitchinterval(interval)
+        over.set()
+        burner.join()
+
+
+@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_hundred_times_of_a_hundred(reentrant: bool, late: int):
+    """25 runs for each kind of checkpoint and each card that is late; every run from another seed."""
+    model, loss = stack(Attention, layers=2)
+    wrong = []
+    with hard_times(late):
+        for seed in range(25):
+            expected = gradients(model, loss, seed)
+            with framed(model, every(1 + seed % 2, use_reentrant=reentrant)):
+                wrong += differing(expected, gradients(model, loss, seed))
+    assert wrong == []
