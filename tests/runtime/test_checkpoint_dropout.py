@@ -119,16 +119,28 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.drop = nn.LayerNorm(WIDTH), nn.Dropout(RATE)
         self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.drop = nn.Dropout(RATE)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.attend(self.norm(x))
-
-    def attend(self, x: Tensor) -> Tensor:
         q, k, v = (Stumble.apply(part(x).unflatten(-1, (-1, 4)).transpose(1, 2)) for part in (self.q, self.k, self.v))
         weights = self.drop((q @ k.transpose(-1, -2) / 2).softmax(-1))
         return self.out(Stumble.apply(weights @ v).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """A layer between a norm and a sum, as in every transformer."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(WIDTH), inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(self.norm(x))
+
+
+def attention() -> nn.Module:
+    return Block(Attention())
 
 
 def plain(layers: list[nn.Module], x: Tensor) -> Tensor:
@@ -215,7 +227,7 @@ def stack(make: Callable[[], nn.Module], count: int = 2, layers: int = 4) -> tup
     return model, lambda: model(x)
 
 
-@pytest.mark.parametrize("make", [encoder_layer, Attention])
+@pytest.mark.parametrize("make", [encoder_layer, attention])
 @pytest.mark.parametrize("count", [2, 3])
 def test_frames_of_every_shape(make: Callable[[], nn.Module], count: int):
     model, loss = stack(make, count)
@@ -238,48 +250,9 @@ def test_in_mixed_precision(reentrant: bool):
         assert differing(expected, gradients(model, mixed)) == []
 
 
-# ---- parts that leave a frame
-
-
-class Halves(nn.Module):
-    """Two linear layers, of which the frame holds only the first and its dropout: the cards' parts go out of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.drop = nn.LayerNorm(WIDTH), nn.Dropout(RATE)
-        self.up, self.down = nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH)
-        self.options: dict[str, bool] | None = None
-        self.kinds: list[type] = []
-
-    def widened(self, x: Tensor) -> Tensor:
-        wide = self.drop(torch.tanh(self.up(x)))
-        self.kinds.append(type(wide))
-        return wide
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x)
-        return x + self.down(self.widened(x) if self.options is None else checkpoint(self.widened, x, **self.options))
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_parts_that_leave_a_frame(reentrant: bool):
-    model, loss = stack(Halves)
-    for layer in model.layers:
-        layer.kinds.clear()
-    expected = gradients(model, loss)
-    assert {kind for layer in model.layers for kind in layer.kinds} == {Parted}
-    for layer in model.layers:
-        layer.options = {"use_reentrant": reentrant}
-    for _ in range(5):
-        assert differing(expected, gradients(model, loss)) == []
-
-
-# ---- one thread per card, in every order
-
-
 @contextmanager
-def hard_times(late: int) -> Iterator[None]:
-    """Threads change places all the time, one works for nothing, and one card is late now and then."""
+def hard_times(late: int = -1) -> Iterator[None]:
+    """Threads change places all the time, one works for nothing, and card `late`, if any, is so now and then."""
     interval, over = sys.getswitchinterval(), threading.Event()
 
     def burn() -> None:
@@ -299,11 +272,69 @@ def hard_times(late: int) -> Iterator[None]:
         burner.join()
 
 
+# ---- parts that leave a frame
+
+
+class Halves(nn.Module):
+    """Two linear layers and a dropout between them; a frame, if any, holds the first and the dropout only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.drop = nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH), nn.Dropout(RATE)
+        self.options: dict[str, bool] | None = None
+        self.seen: list[tuple[type, torch.device]] = []
+
+    def widened(self, x: Tensor) -> Tensor:
+        wide = self.drop(torch.tanh(self.up(x)))
+        self.seen.append((type(wide), wide.device))
+        return wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.widened(x) if self.options is None else checkpoint(self.widened, x, **self.options))
+
+
+class Whole(Halves):
+    """The same with norm and sum, so that it cannot run on every card: its linear layers are split one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(self.norm(x))
+
+
+def inside() -> nn.Module:
+    return Block(Halves())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("make", [inside, Whole])
+def test_frames_that_hold_half_a_layer(make: Callable[[], nn.Module], reentrant: bool):
+    """Either inside each card's code, or around a tensor in parts: the parts then go out of the frame."""
+    model, loss = stack(make)
+    halves = [module for module in model.modules() if isinstance(module, Halves)]
+    for each in halves:
+        each.seen.clear()
+    expected = gradients(model, loss)
+    lead, other = torch.device("vcard:0"), torch.device("vcard:1")
+    in_parts, on_each_card = {(Parted, lead)}, {(Tensor, lead), (Tensor, other)}
+    assert {seen for each in halves for seen in each.seen} == (in_parts if make is Whole else on_each_card)
+    for each in halves:
+        each.options = {"use_reentrant": reentrant}
+    with hard_times():
+        for _ in range(10):
+            assert differing(expected, gradients(model, loss)) == []
+
+
+# ---- one thread per card, in every order
+
+
 @pytest.mark.parametrize("late", [0, 1])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_hundred_times_of_a_hundred(reentrant: bool, late: int):
     """25 runs for each kind of checkpoint and each card that is late; every run from another seed."""
-    model, loss = stack(Attention, layers=2)
+    model, loss = stack(attention, layers=2)
     wrong = []
     with hard_times(late):
         for seed in range(25):
