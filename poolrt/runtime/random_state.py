@@ -40,7 +40,7 @@ class CardSeeds:
             self._alone[device].acquire()
         for each in reversed(self._together.get(card, (card,))):  # the lead card's last, if they share one
             words = (self._forward_seed, each, ticket.visit, ticket.micro_batch)
-            _generator(self._devices[each]).manual_seed(_mix(words) >> 1)
+            generator_of(self._devices[each]).manual_seed(mixed(words) >> 1)
 
     def leave(self, card: int) -> None:
         """The stay on `card` is over."""
@@ -55,22 +55,23 @@ class CardSeeds:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """The cards' generators are afterwards as they were before."""
-        states = {device: _generator(device).get_state() for device in dict.fromkeys(self._devices)}
+        states = {device: generator_of(device).get_state() for device in dict.fromkeys(self._devices)}
         try:
             yield
         finally:
             for device, state in states.items():
-                _generator(device).set_state(state)
+                generator_of(device).set_state(state)
 
 
-def _generator(device: torch.device) -> torch.Generator:
+def generator_of(device: torch.device) -> torch.Generator:
+    """The generator that operations on `device` draw from unless they are given another one."""
     if device.type == "cpu":
         return torch.default_generator
     generator: torch.Generator = torch.get_device_module(device).default_generators[device.index or 0]
     return generator
 
 
-def _mix(words: Sequence[int]) -> int:
+def mixed(words: Sequence[int]) -> int:
     """A 64-bit hash by the finalizer of splitmix64 (Steele, Lea, Flood 2014), one round per word."""
     state = 0
     for word in words:

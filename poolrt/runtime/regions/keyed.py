@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from poolrt.runtime.random_state import _generator, _mix
+from poolrt.runtime.random_state import generator_of, mixed
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ class _Keys:
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         self._lead = devices[0]
-        self._generators = [_generator(device) for device in devices]
+        self._generators = [generator_of(device) for device in devices]
         self._before = {id(generator): (generator, generator.get_state()) for generator in self._generators}
         self._key = int.from_bytes(blake2b(_state(self._generators[0]), digest_size=8).digest(), "little")
         self._advances = False
@@ -96,7 +96,7 @@ class _Keys:
 
     def under_key(self, card: int, body: Callable[[int], T]) -> T:
         """Run `body(card)` with the card's generator at its key."""
-        self._generators[card].manual_seed(_mix((self._key, card)) >> 1)
+        self._generators[card].manual_seed(mixed((self._key, card)) >> 1)
         return body(card)
 
     def watched(self, card: int, body: Callable[[int], T]) -> tuple[T, bool]:
