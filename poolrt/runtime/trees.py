@@ -27,14 +27,6 @@ from torch.nn.utils.rnn import PackedSequence
 Rebuild = Callable[[Iterator[Tensor]], Any]
 
 
-class OwnMethod:
-    """A callable attribute that belongs to one object alone: a copy of the object has what its class has instead."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the object does."""
-        raise AssertionError("each kind says it")
-
-
 _CONSTANTS = (
     type(None),
     bool,
@@ -173,8 +165,7 @@ class _Walk:
             self._state_depth -= 1
 
     def _constant(self, value: Any, path: str) -> Rebuild:
-        if not isinstance(value, OwnMethod):
-            self.constants.append((path, value))
+        self.constants.append((path, value))
         return lambda _tensors: value
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Rebuild:
@@ -234,10 +225,7 @@ class _Walk:
                 return value  # who knows the object by what it is finds it again
             new = copy.copy(value)
             for name, part in filled.items():
-                if isinstance(part, OwnMethod):
-                    object.__delattr__(new, name)
-                else:
-                    object.__setattr__(new, name, part)
+                object.__setattr__(new, name, part)
             return new
 
         return rebuild

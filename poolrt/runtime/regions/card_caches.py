@@ -1,96 +1,98 @@
 """Key-value caches of split attention: each card keeps the keys and values of its own heads.
 
-    cache of the model    layer 0: heads of card 0    layer 1: heads of card 0    layer 2: all heads (one card alone)
-    twin                  layer 0: heads of card 1    layer 1: heads of card 1    layer 2: empty
+The cache stays the user's, and its layers stay in it; a layer that split attention fills lies on all cards from then
+on. What a card's replica is given is the same cache as that card sees it:
 
-The cache that the model was given is the lead cards'. The other cards have a twin each, which goes where the cache
-goes: what reorders, cuts or empties the cache (beam search, assisted generation) does the same to the twins.
+    the user's cache        layers  [ 0: in parts ]         [ 1: in parts ]         [ 2: as it was ]
+    as card 0 sees it               [ card 0's part of 0 ]  [ card 0's part of 1 ]  ...
+    as card 1 sees it               [ card 1's part of 0 ]  [ card 1's part of 1 ]  ...
+
+Nothing is kept between calls but in the user's cache: it may be copied, cut, reordered, emptied or filled by anyone.
 """
 
 from __future__ import annotations
 
 import copy
-import threading
-import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from torch import nn
+import torch
 
 from poolrt.errors import ModelError
-from poolrt.runtime.trees import OwnMethod
-
-_MOVES = ("reorder_cache", "crop", "reset", "batch_repeat_interleave", "batch_select_indices")
-_twins: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
-_making = threading.Lock()
+from poolrt.runtime.regions.layer_in_parts import in_parts, is_in_parts
+from poolrt.runtime.regions.plan import CacheSplit
+from poolrt.runtime.trees import flatten
 
 
 def is_cache(value: Any) -> bool:
     """Whether this is a key-value cache, as transformers has them."""
-    return hasattr(value, "get_seq_length") and hasattr(value, "update")
+    return hasattr(value, "get_seq_length") and hasattr(value, "update") and not isinstance(value, type)
 
 
-def layer_in_caches(module: nn.Module) -> int:
-    """Which of a cache's layers an attention module fills; 0 for one that does not say."""
-    found = (getattr(inner, "layer_idx", None) for inner in module.modules())
-    return next((index for index in found if isinstance(index, int)), 0)
+def cache_on_card(cache: Any, card: int, devices: Sequence[torch.device], split: CacheSplit | None) -> Any:
+    """The cache as one card sees it, for one call of a region.
 
-
-def caches_of(cache: Any, cards: int, layer: int = 0) -> list[Any]:
-    """The cache and its twins, one for each card of a stage.
+    What the region writes into containers of the lead card's is in the user's cache, too; other cards have their own.
 
     Args:
-        cache: that the model was given.
-        cards: of the stage.
-        layer: of the cache, which is about to be filled by those cards.
+        cache: the user's; layers of it that the region reads or fills lie on all cards afterwards.
+        card: which one.
+        devices: of all cards, the lead card's first.
+        split: which heads of keys and values are whose; None if that is not known.
 
     Raises:
-        ModelError: if that layer was filled before it was split, or comes from several micro-batches.
+        ModelError: if it keeps keys and values in another way than in layers.
     """
-    with _making:
-        twins = _twins.get(cache)
-        if twins is None:
-            if cache.get_seq_length(layer):
-                raise ModelError(
-                    f"layer {layer} of a {type(cache).__name__} holds keys of cards that are no longer known: it was "
-                    "filled before the model was split, or comes back from a forward that learns or ran in several "
-                    "micro-batches; begin with an empty one"
-                )
-            twins = _twins[cache] = []
-            for name in _MOVES:
-                if hasattr(cache, name):
-                    setattr(cache, name, _MoveTogether(cache, name))
-        while len(twins) < cards - 1:
-            twins.append(_emptied(cache))
-    return [cache, *twins[: cards - 1]]
+    if not any(name == "layers" or is_cache(value) for name, value in vars(cache).items()):
+        raise ModelError(
+            f"a {type(cache).__name__} keeps keys and values in no layers: split attention cannot tell which are "
+            "whose; use a cache of transformers, as DynamicCache or StaticCache"
+        )
+    seen = copy.copy(cache)
+    for name, value in vars(cache).items():
+        if name == "layers":
+            seen.__dict__[name] = _CardLayers(value, card, tuple(devices), split)
+        elif is_cache(value):
+            seen.__dict__[name] = cache_on_card(value, card, devices, split)
+        elif isinstance(value, (dict, list, set)):
+            _check_nothing_kept(cache, name, value)
+            seen.__dict__[name] = copy.copy(value) if card else value
+    return seen
 
 
-def _emptied(cache: Any) -> Any:
-    """A cache of the same form that holds nothing; layers that others filled are theirs."""
-    bare = copy.copy(cache)
-    for name in _MOVES:
-        vars(bare).pop(name, None)
-    twin = copy.deepcopy(bare)
-    twin.reset()
-    return twin
+def _check_nothing_kept(cache: Any, name: str, value: Iterable[Any]) -> None:
+    if flatten(value).tensors:
+        raise ModelError(
+            f"a {type(cache).__name__} keeps tensors in {name}, and not in layers as caches of transformers do: split "
+            "attention cannot tell which are whose; use a DynamicCache or StaticCache"
+        )
 
 
-class _MoveTogether(OwnMethod):
-    """What moves the entries of a cache moves those of its twins likewise."""
+class _CardLayers(Sequence[Any]):
+    """The layers of the user's cache as one card sees them."""
 
-    def __init__(self, cache: Any, name: str) -> None:
-        self._cache, self._name = weakref.ref(cache), name
+    def __init__(
+        self, layers: list[Any], card: int, devices: tuple[torch.device, ...], split: CacheSplit | None
+    ) -> None:
+        self._layers, self._card, self._devices, self._split = layers, card, devices, split
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Do it to all."""
-        cache = self._cache()
-        for twin in _twins.get(cache, ()):
-            getattr(twin, self._name)(*args, **kwargs)
-        return getattr(type(cache), self._name)(cache, *args, **kwargs)
+    def __len__(self) -> int:
+        return len(self._layers)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _MoveTogether:
-        """Of the copy of the cache that is in the making, which gets copies of the twins."""
-        cache = self._cache()
-        copied = memo[id(cache)]
-        if copied not in _twins:
-            _twins[copied] = [copy.deepcopy(twin, memo) for twin in _twins[cache]]
-        return _MoveTogether(copied, self._name)
+    def append(self, layer: Any) -> None:
+        """Caches grow while they are filled for the first time."""
+        self._layers.append(layer)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Looking through all layers leaves those of whole attention as they are."""
+        return iter([layer.part(self._card) if is_in_parts(layer) else layer for layer in self._layers])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        layer = self._layers[index]
+        if not is_in_parts(layer):
+            layer = self._layers[index] = in_parts(layer, self._devices, self._split)
+        elif not layer.lies_on(self._devices, self._split):
+            layer = self._layers[index] = in_parts(layer.whole(), self._devices, self._split)
+        return layer.part(self._card)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from poolrt.planning.split import Split
 from poolrt.runtime.regions.attributes import Attribute, Fractions, search, watched
+from poolrt.runtime.regions.cache_heads import cache_split_of
 from poolrt.runtime.regions.dealing import Dealing, NotSplittableError
 from poolrt.runtime.regions.dropouts import dropout_of_the_sum, drops_of
 from poolrt.runtime.regions.forked import index_of, replica_for, sliced
 from poolrt.runtime.regions.needs import Needs
-from poolrt.runtime.regions.plan import AttributeChange, Forked, InputSplit, Joining
-from poolrt.runtime.regions.probe import RegionProbe, differs
+from poolrt.runtime.regions.plan import AttributeChange, CacheSplit, Forked, InputSplit, Joining
+from poolrt.runtime.regions.probe import Call, RegionProbe, differs
 from poolrt.runtime.regions.replica import put_attribute, put_buffers, put_parameters
 from poolrt.runtime.trees import Tree, flatten
 
@@ -63,22 +64,24 @@ class Fitting:
             self._set(found)
             outputs = [self.output(card) for card in range(self.cards)]
             dropout = self._dropout_of_the_sum()
+            cache = self._cache_split()
         changes = tuple(
             AttributeChange(path=a.path, in_config=a.in_config, name=a.name, values=values)
             for a, values in found.items()
         )
         joined = joinings(whole, outputs, self.probe.tolerance)
-        return replace(self._rewrite, attributes=changes, outputs=joined, dropout_after=dropout), tuple(attributes)
+        found_rewrite = replace(self._rewrite, attributes=changes, outputs=joined, dropout_after=dropout, cache=cache)
+        return found_rewrite, tuple(attributes)
 
     def output(self, card: int) -> Tree:
         """What a card's replica makes of the probed call."""
         args, kwargs = self.call_on(card)
         return flatten(self._replicas[card](*args, **kwargs))
 
-    def call_on(self, card: int) -> Any:
-        """The probed call as a card reads it."""
+    def call_on(self, card: int, call: Call | None = None) -> Any:
+        """A call, the probed one if no other is given, as a card reads it."""
         parts = {part.path: part for part in self._rewrite.inputs}
-        tree = flatten(self.probe.call)
+        tree = flatten(self.probe.call if call is None else call)
 
         def read(path: str, tensor: Tensor) -> Tensor:
             part = parts.get(path)
@@ -125,6 +128,17 @@ class Fitting:
                 self.output(card)
             cards.append(drops)
         return dropout_of_the_sum(whole, output, cards, self.probe.tolerance)
+
+    def _cache_split(self) -> CacheSplit | None:
+        def on_card(card: int) -> Callable[[Call], object]:
+            def run(call: Call) -> object:
+                args, kwargs = self.call_on(card, call)
+                return self._replicas[card](*args, **kwargs)
+
+            return run
+
+        runs = [on_card(card) for card in range(self.cards)]
+        return cache_split_of(self.probe.call, self.probe.run_call, runs, self.probe.tolerance)
 
     def _with_group_sizes(self, found: Setting, attributes: Sequence[Attribute]) -> Setting:
         """Also change numbers that say how many heads share keys and values, where the code does not object.

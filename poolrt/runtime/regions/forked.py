@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from poolrt.errors import ModelError
 from poolrt.planning.split import Split
 from poolrt.runtime.place import Slot
-from poolrt.runtime.regions.card_caches import caches_of, is_cache, layer_in_caches
+from poolrt.runtime.regions.card_caches import cache_on_card, is_cache
 from poolrt.runtime.regions.fork_join import abreast, fork, join
 from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.parted import part_together
@@ -43,7 +43,6 @@ class ForkedModule:
 
     def __init__(self, module: nn.Module, rewrite: Forked, devices: Sequence[torch.device], pieces: Pieces) -> None:
         self._rewrite, self._devices = rewrite, tuple(devices)
-        self._cached_as = layer_in_caches(module)
         self._originals = list(module.modules())
         self.replicas = [replica_for(module, rewrite, card, devices, pieces) for card in range(len(devices))]
         self._modules = [list(replica.modules()) for replica in self.replicas]
@@ -94,10 +93,9 @@ class ForkedModule:
 
     def _with_caches(self, calls: list[Any]) -> list[Any]:
         """Each card with its own of the caches among the arguments."""
-        cards = len(calls)
 
         def own(value: Any, card: int) -> Any:
-            return caches_of(value, cards, self._cached_as)[card] if is_cache(value) else value
+            return cache_on_card(value, card, self._devices, self._rewrite.cache) if is_cache(value) else value
 
         return [
             (tuple(own(value, card) for value in args), {name: own(value, card) for name, value in kwargs.items()})

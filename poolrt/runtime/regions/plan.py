@@ -50,6 +50,16 @@ class InputSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheSplit:
+    """How the keys and values that a region puts into a cache are dealt out; None where every card has all."""
+
+    argument: str
+    """where the region takes the cache: the path in (args, kwargs)"""
+    keys: Split | None
+    values: Split | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Forked:
     """Every card runs the module's own Python on its pieces."""
 
@@ -64,6 +74,8 @@ class Forked:
     """for each tensor of the output"""
     dropout_after: str | None = None
     """a dropout of the region that works on the joined output: it drops from the sum, once"""
+    cache: CacheSplit | None = None
+    """None if the region takes no cache, or puts into it what is not understood"""
 
 
 @dataclass(frozen=True, kw_only=True)

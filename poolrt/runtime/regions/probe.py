@@ -81,8 +81,12 @@ class RegionProbe:
 
     def run(self, replaced: Mapping[str, Tensor] | None = None) -> Tree:
         """The module's output, taken apart, with `replaced` in place of some weights."""
+        return self.run_call(self.call, replaced)
+
+    def run_call(self, call: Call, replaced: Mapping[str, Tensor] | None = None) -> Tree:
+        """The same for another call than the probed one."""
         weights = {**self.parameters, **self.buffers, **(replaced or {})}
-        args, kwargs = self.call
+        args, kwargs = call
         with watchable():
             return flatten(functional_call(self.module, weights, args, kwargs, tie_weights=False))
 
