@@ -4,5 +4,5 @@
     installed = Installed(model, plan, devices, pieces)     install.py   modules run split from here on
 
 finding     capture -> (forms | search_region: probe, needs, granules, dealing, fitting, attributes, dropouts) -> verify
-running     build -> forked, row_linear, split_embedding, split_attention; fork_join and parted carry the values
+running     build -> forked, row_linear, split_embedding, split_attention; traffic and parted carry the values
 """

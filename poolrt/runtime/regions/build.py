@@ -13,6 +13,7 @@ from poolrt.runtime.regions.plan import Forked, Rewrite, RowLinear, SplitEmbeddi
 from poolrt.runtime.regions.row_linear import RowSplitLinear
 from poolrt.runtime.regions.split_attention import HeadSplitAttention
 from poolrt.runtime.regions.split_embedding import RowSplitEmbedding
+from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
@@ -21,7 +22,13 @@ SplitForward = ForkedModule | RowSplitLinear | RowSplitEmbedding | HeadSplitAtte
 """callable as the module's forward; `slots()` says where it reads its pieces"""
 
 
-def split_forward(module: nn.Module, rewrite: Rewrite, devices: Sequence[torch.device], pieces: Pieces) -> SplitForward:
+def split_forward(
+    module: nn.Module,
+    rewrite: Rewrite,
+    devices: Sequence[torch.device],
+    pieces: Pieces,
+    traffic: Traffic = UNCOUNTED,
+) -> SplitForward:
     """The forward that computes what `module` does, split over `devices`; the first of them is the lead card.
 
     Args:
@@ -29,11 +36,12 @@ def split_forward(module: nn.Module, rewrite: Rewrite, devices: Sequence[torch.d
         rewrite: how it is split.
         devices: one per card.
         pieces: the tensors of a parameter, one per card and on its device.
+        traffic: where copies between the cards count.
     """
     if isinstance(rewrite, Forked):
-        return ForkedModule(module, rewrite, devices, pieces)
+        return ForkedModule(module, rewrite, devices, pieces, traffic)
     if isinstance(rewrite, RowLinear):
-        return RowSplitLinear(module, rewrite, devices, pieces)
+        return RowSplitLinear(module, rewrite, devices, pieces, traffic)
     if isinstance(rewrite, SplitEmbedding):
-        return RowSplitEmbedding(cast(nn.Embedding, module), rewrite, devices, pieces)
-    return HeadSplitAttention(cast(nn.MultiheadAttention, module), rewrite, devices, pieces)
+        return RowSplitEmbedding(cast(nn.Embedding, module), rewrite, devices, pieces, traffic)
+    return HeadSplitAttention(cast(nn.MultiheadAttention, module), rewrite, devices, pieces, traffic)

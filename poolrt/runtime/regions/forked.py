@@ -16,7 +16,6 @@ from poolrt.errors import ModelError
 from poolrt.planning.split import Split
 from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.card_caches import cache_on_card, is_cache
-from poolrt.runtime.regions.fork_join import abreast, fork, join
 from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.parted import part_together
 from poolrt.runtime.regions.plan import Forked, InputSplit, Joining
@@ -29,7 +28,10 @@ from poolrt.runtime.regions.replica import (
     replicate,
     slot_of,
 )
+from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
 from poolrt.runtime.trees import flatten
+from poolrt.transfer.collectives.exchange import Exchange
+from poolrt.transfer.move import moved
 
 PLAIN_CONSTANTS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})
 """arguments that every card gets as they are"""
@@ -41,8 +43,15 @@ Pieces = Callable[[Tensor], Sequence[Tensor]]
 class ForkedModule:
     """The forward of a forked module."""
 
-    def __init__(self, module: nn.Module, rewrite: Forked, devices: Sequence[torch.device], pieces: Pieces) -> None:
-        self._rewrite, self._devices = rewrite, tuple(devices)
+    def __init__(
+        self,
+        module: nn.Module,
+        rewrite: Forked,
+        devices: Sequence[torch.device],
+        pieces: Pieces,
+        traffic: Traffic = UNCOUNTED,
+    ) -> None:
+        self._rewrite, self._devices, self._traffic = rewrite, tuple(devices), traffic
         self._originals = list(module.modules())
         self.replicas = [replica_for(module, rewrite, card, devices, pieces) for card in range(len(devices))]
         self._modules = [list(replica.modules()) for replica in self.replicas]
@@ -54,8 +63,15 @@ class ForkedModule:
         """The module's output, from what all cards made of the same arguments."""
         for modules in self._modules:
             follow_training(self._originals, modules)
-        calls = self._fork(args, kwargs)
-        return self._join(self._keyed.run(lambda card: self.replicas[card](*calls[card][0], **calls[card][1])))
+        with self._traffic.exchange(self._devices) as exchange:
+            calls = self._fork(exchange, args, kwargs)
+
+            def on_card(card: int) -> Any:
+                exchange.land(card)
+                given, named = calls[card]
+                return self._leaving(exchange, card, self.replicas[card](*given, **named))
+
+            return self._join(exchange, self._keyed.run(on_card))
 
     def slots(self) -> list[Slot]:
         """Where the pieces stand that the cards read, and parameters of the lead card."""
@@ -63,27 +79,27 @@ class ForkedModule:
         lead = [(name, 0) for name in self._rewrite.lead]
         return [slot_of(self.replicas[card], name, card) for name, card in (*names, *lead)]
 
-    def _fork(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    def _fork(self, exchange: Exchange, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The arguments as each card reads them."""
-        quickly = None if self._inputs else self._copies((args, kwargs))
+        quickly = None if self._inputs else self._copies(exchange, (args, kwargs))
         if quickly is not None:
             return quickly
         tree = flatten((args, kwargs))
-        by_leaf = [self._to_cards(leaf.tensor, self._inputs.get(leaf.path)) for leaf in tree.leaves]
+        by_leaf = [self._to_cards(exchange, leaf.tensor, self._inputs.get(leaf.path)) for leaf in tree.leaves]
         calls = [tree.rebuild(tensors[card] for tensors in by_leaf) for card in range(len(self._devices))]
         return self._with_caches(calls) if tree.has_state else calls
 
-    def _copies(self, value: Any) -> list[Any] | None:
+    def _copies(self, exchange: Exchange, value: Any) -> list[Any] | None:
         """The same as taking it apart, for plain tuples, lists, dicts and constants; None for anything else."""
         kind = type(value)
         if kind in PLAIN_CONSTANTS:
             return [value] * len(self._devices)
         if isinstance(value, Tensor):
-            return list(fork(value, self._devices))
+            return list(exchange.fork(value))
         if kind is dict:
-            columns = [self._copies(part) for part in value.values()]
+            columns = [self._copies(exchange, part) for part in value.values()]
         elif kind is tuple or kind is list:
-            columns = [self._copies(part) for part in value]
+            columns = [self._copies(exchange, part) for part in value]
         else:
             return None
         if any(column is None for column in columns):
@@ -102,35 +118,47 @@ class ForkedModule:
             for card, (args, kwargs) in enumerate(calls)
         ]
 
-    def _to_cards(self, tensor: Tensor, part: InputSplit | None) -> Sequence[Tensor]:
+    def _to_cards(self, exchange: Exchange, tensor: Tensor, part: InputSplit | None) -> Sequence[Tensor]:
         if part is None or tensor.shape[part.split.dim] == 1:
-            return fork(tensor, self._devices)
-        return [
-            tensor.index_select(part.split.dim, index_of(part, tensor, card).to(tensor.device)).to(device)
-            for card, device in enumerate(self._devices)
-        ]
+            return exchange.fork(tensor)
+        cards = range(len(self._devices))
+        indices = [moved(index_of(part, tensor, card), tensor.device) for card in cards]
+        return exchange.deal([tensor.index_select(part.split.dim, index) for index in indices])
 
-    def _join(self, outputs: Sequence[Any]) -> Any:
+    def _leaving(self, exchange: Exchange, card: int, output: Any) -> Any:
+        """The output of a card's replica, on its way to the lead card as far as it is needed there."""
+        if type(output) is Tensor:
+            return exchange.leave(card, output) if _is_sent(self._rewrite.outputs[0]) else output
+        tree, ways = flatten(output), self._rewrite.outputs
+        return tree.rebuild(
+            exchange.leave(card, tensor) if _is_sent(how) else tensor
+            for tensor, how in zip(tree.tensors, ways, strict=True)
+        )
+
+    def _join(self, exchange: Exchange, outputs: Sequence[Any]) -> Any:
         if self._dropout is None and type(outputs[0]) is Tensor:
-            return self._joined(list(outputs), self._rewrite.outputs[0])
+            return self._joined(exchange, list(outputs), self._rewrite.outputs[0])
         trees = [flatten(output) for output in outputs]
         joined = [
-            self._joined([tree.leaves[place].tensor for tree in trees], how)
+            self._joined(exchange, [tree.leaves[place].tensor for tree in trees], how)
             for place, how in enumerate(self._rewrite.outputs)
         ]
         if self._dropout is not None:
             joined[0] = self._dropout(joined[0])
         return trees[0].rebuild(joined)
 
-    def _joined(self, parts: list[Tensor], how: Joining) -> Tensor:
-        lead = self._devices[0]
+    def _joined(self, exchange: Exchange, parts: list[Tensor], how: Joining) -> Tensor:
         if how == "sum":
-            return join(parts, lead)
+            return exchange.join(parts)
         if how == "same":
             return parts[0]
         if how == "parts":
-            return part_together(parts, lead)
-        return torch.cat(abreast([part.to(lead) for part in parts]), how)
+            return part_together(parts, self._devices[0], traffic=self._traffic)
+        return torch.cat(exchange.gather(parts), how)
+
+
+def _is_sent(how: Joining) -> bool:
+    return how == "sum" or isinstance(how, int)
 
 
 def replica_for(
@@ -143,7 +171,7 @@ def replica_for(
         parameter = parameter_of(module, name)
         own[name] = parameter if card == 0 else torch.zeros_like(parameter, device=device, requires_grad=False)
     put_parameters(replica, own)
-    put_buffers(replica, {name: buffer.to(device) for name, buffer in module.named_buffers(remove_duplicate=False)})
+    put_buffers(replica, {name: moved(buffer, device) for name, buffer in module.named_buffers(remove_duplicate=False)})
     for change in rewrite.attributes:
         put_attribute(replica, change.path, change.in_config, change.name, change.values[card])
     if rewrite.dropout_after:

@@ -14,6 +14,7 @@ from poolrt.errors import ModelError
 from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.build import SplitForward, split_forward
 from poolrt.runtime.regions.plan import RegionPlan
+from poolrt.runtime.regions.traffic import Traffic
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
@@ -24,13 +25,15 @@ class Installed:
     def __init__(self, model: nn.Module, plan: RegionPlan, devices: Sequence[torch.device], pieces: Pieces) -> None:
         self.forwards: dict[str, SplitForward] = {}
         """by the module's name"""
+        self.traffic = Traffic()
+        """the copies that they make between cards"""
         self._undo: list[tuple[dict[str, Any], str, Any]] = []
         rewrites = [rewrite for region in plan.regions for rewrite in region.rewrites]
         modules = [model.get_submodule(rewrite.module) for rewrite in rewrites]
         for rewrite, module in zip(rewrites, modules, strict=True):
             if "forward" in module.__dict__:
                 raise ModelError(f"{rewrite.module} cannot be split: its forward was replaced by other code")
-            self.forwards[rewrite.module] = split_forward(module, rewrite, devices, pieces)
+            self.forwards[rewrite.module] = split_forward(module, rewrite, devices, pieces, self.traffic)
         for rewrite, module in zip(rewrites, modules, strict=True):
             forward = self.forwards[rewrite.module]
             self._put(module.__dict__, "forward", functools.wraps(module.forward)(_call(forward)))

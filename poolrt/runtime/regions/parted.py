@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from poolrt.runtime.regions.fork_join import abreast
 from poolrt.runtime.regions.keyed import on_keyed_cards
+from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
 from poolrt.runtime.regions.vocabulary_loss import parted_cross_entropy
+from poolrt.transfer.collectives.exchange import Exchange
+from poolrt.transfer.collectives.nodes import abreast
 
 Function = Callable[..., Any]
 
@@ -47,14 +49,18 @@ class Parted(torch.Tensor):
     """by card; None once the tensor is needed whole"""
     sources: tuple[str, ...]
     """what made it, where a probe asks where values flow; they pass through work on single elements"""
+    traffic: Traffic
+    """where its copies count"""
     _whole: Tensor | None
 
     @staticmethod
-    def __new__(cls: type[Parted], parts: Sequence[Tensor], lead: torch.device, sources: tuple[str, ...]) -> Parted:
+    def __new__(
+        cls: type[Parted], parts: Sequence[Tensor], lead: torch.device, sources: tuple[str, ...], traffic: Traffic
+    ) -> Parted:
         """A wrapper without storage of its own."""
         shape = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
         parted: Parted = _T._make_wrapper_subclass(cls, shape, dtype=parts[0].dtype, device=lead)
-        parted.parts, parted.sources, parted._whole = tuple(parts), sources, None
+        parted.parts, parted.sources, parted.traffic, parted._whole = tuple(parts), sources, traffic, None
         return parted
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -64,7 +70,7 @@ class Parted(torch.Tensor):
         """The tensor on the lead card, without its history; from now on it is whole."""
         if self._whole is None:
             with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
-                self._whole = torch.cat([part.detach().to(self.device) for part in self.parts or ()], -1)
+                self._whole = _gathered(self, self.parts or ())
             self.parts = None
         return self._whole
 
@@ -89,11 +95,13 @@ class Parted(torch.Tensor):
         return args[0] if changed and isinstance(args[0], Parted) else result
 
 
-def part_together(parts: Sequence[Tensor], lead: torch.device, sources: tuple[str, ...] = ()) -> Tensor:
+def part_together(
+    parts: Sequence[Tensor], lead: torch.device, sources: tuple[str, ...] = (), traffic: Traffic = UNCOUNTED
+) -> Tensor:
     """One tensor from parts of its last dimension, one on each card in order; it is on `lead` to all who ask."""
     if not torch.is_grad_enabled():
         parts = [part.detach() for part in parts]  # who asks later, with gradients, must find no history either
-    parted: Tensor = _PartTogether.apply(lead, sources, *abreast(parts))
+    parted: Tensor = _PartTogether.apply(lead, sources, traffic, *abreast(parts))
     return parted
 
 
@@ -103,7 +111,7 @@ def brought_together(tensor: Tensor) -> Tensor:
         return tensor
     if tensor.parts is None or not _has_its_parts_history(tensor):
         return tensor.view_as(tensor)
-    return torch.cat([part.to(tensor.device) for part in tensor.parts], -1)
+    return _gathered(tensor, tensor.parts)
 
 
 def parts_of(tensor: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...] | None:
@@ -114,14 +122,23 @@ def parts_of(tensor: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...] | None:
 
 class _PartTogether(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, lead: torch.device, sources: tuple[str, ...], *parts: Tensor) -> Parted:
-        ctx.homes = [(part.device, part.shape[-1]) for part in parts]
-        return Parted(parts, lead, sources)
+    def forward(ctx: Any, lead: torch.device, sources: tuple[str, ...], traffic: Traffic, *parts: Tensor) -> Parted:
+        ctx.sizes = [part.shape[-1] for part in parts]
+        ctx.exchange = _exchange(traffic, lead, parts)
+        return Parted(parts, lead, sources, traffic)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        pieces = gradient.split([size for _, size in ctx.homes], -1)
-        return None, None, *(piece.to(home) for piece, (home, _) in zip(pieces, ctx.homes, strict=True))
+        return None, None, None, *ctx.exchange.give_back(gradient.split(ctx.sizes, -1))
+
+
+def _exchange(traffic: Traffic, lead: torch.device, parts: Sequence[Tensor]) -> Exchange:
+    return traffic.exchange([lead, *(part.device for part in parts[1:])])
+
+
+def _gathered(tensor: Parted, parts: Sequence[Tensor]) -> Tensor:
+    with _exchange(tensor.traffic, tensor.device, parts) as exchange:
+        return torch.cat(exchange.gather(parts), -1)
 
 
 def _has_its_parts_history(tensor: Parted) -> bool:
@@ -167,13 +184,17 @@ def _pointwise(
     if not alike or any(tensor.dim() for tensor in others) or "out" in kwargs or kwargs.get("inplace"):
         return _UNHANDLED
 
-    def at(card: int) -> Callable[[Any], Any]:
-        device = (first.parts or ())[card].device
+    on_cards: dict[int, Sequence[Tensor]] = {}
+    if others:
+        with _exchange(first.traffic, first.device, first.parts or ()) as exchange:
+            on_cards = {id(tensor): exchange.fork(tensor) for tensor in others}
+            exchange.land_all()
 
+    def at(card: int) -> Callable[[Any], Any]:
         def pick(value: Any) -> Any:
             if isinstance(value, Parted):
                 return (value.parts or ())[card]
-            return value.to(device) if isinstance(value, Tensor) else value
+            return on_cards[id(value)][card] if isinstance(value, Tensor) else value
 
         return pick
 
@@ -185,7 +206,8 @@ def _pointwise(
         results = on_keyed_cards(on_card, [part.device for part in first.parts or ()])
     else:
         results = [on_card(card) for card in range(len(sizes))]
-    return part_together(results, first.device, tuple(dict.fromkeys(name for x in parted for name in x.sources)))
+    sources = tuple(dict.fromkeys(name for x in parted for name in x.sources))
+    return part_together(results, first.device, sources, first.traffic)
 
 
 def _drops(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> bool:  # noqa: A002
@@ -245,13 +267,15 @@ def _argmax(tensor: Parted, dim: int | None = None, keepdim: bool = False) -> An
     """The first of the largest, of the last dimension."""
     if dim is None or dim % tensor.dim() != tensor.dim() - 1:
         return _UNHANDLED
-    best: Tensor | None = None
-    where, offset = torch.zeros((), dtype=torch.int64), 0
-    for part in tensor.parts or ():
-        value, index = (x.to(tensor.device) for x in part.detach().max(-1, keepdim=keepdim))
-        where = index if best is None else torch.where(value > best, index + offset, where)
-        best = value if best is None else torch.maximum(best, value)
+    parts = tensor.parts or ()
+    found = [part.detach().max(-1, keepdim=keepdim) for part in parts]
+    with _exchange(tensor.traffic, tensor.device, parts) as exchange:
+        largest = [exchange.gather([one[place] for one in found]) for place in (0, 1)]
+    best, where, offset = largest[0][0], largest[1][0], 0
+    for part, value, index in zip(parts[:-1], largest[0][1:], largest[1][1:], strict=True):
         offset += part.shape[-1]
+        where = torch.where(value > best, index + offset, where)
+        best = torch.maximum(best, value)
     return where
 
 
@@ -261,7 +285,7 @@ def _cross_entropy(input: Parted, target: Tensor, weight: Tensor | None = None, 
     by_class = input.dim() == 2 and target.dim() == 1 and not target.is_floating_point()
     if rest or weight is not None or not by_class or options.keys() - {"ignore_index", "reduction", "label_smoothing"}:
         return _UNHANDLED
-    return parted_cross_entropy(input.parts or (), target, input.device, **options)
+    return parted_cross_entropy(input.parts or (), target, input.device, input.traffic, **options)
 
 
 def _shape(tensor: Tensor) -> torch.Size:
@@ -269,4 +293,4 @@ def _shape(tensor: Tensor) -> torch.Size:
 
 
 def _remade(original: Parted, parts: Sequence[Tensor]) -> Tensor:
-    return part_together(parts, original.device, original.sources)
+    return part_together(parts, original.device, original.sources, original.traffic)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from poolrt.planning.split import Split
 from poolrt.runtime.place import Slot
-from poolrt.runtime.regions.fork_join import fork, join
 from poolrt.runtime.regions.parted import parts_of
 from poolrt.runtime.regions.plan import RowLinear
 from poolrt.runtime.regions.replica import holder_of, parameter_of
+from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
+from poolrt.transfer.collectives.exchange import Exchange
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
@@ -24,31 +25,43 @@ Pieces = Callable[[Tensor], Sequence[Tensor]]
 class RowSplitLinear:
     """The forward of a row-split linear layer; GPT-2's Conv1D is one with its weight transposed."""
 
-    def __init__(self, module: nn.Module, rewrite: RowLinear, devices: Sequence[torch.device], pieces: Pieces) -> None:
-        self._module, self._devices, self._split = module, tuple(devices), rewrite.split
+    def __init__(
+        self,
+        module: nn.Module,
+        rewrite: RowLinear,
+        devices: Sequence[torch.device],
+        pieces: Pieces,
+        traffic: Traffic = UNCOUNTED,
+    ) -> None:
+        self._module, self._devices, self._split, self._traffic = module, tuple(devices), rewrite.split, traffic
         self._transposed = rewrite.split.dim == 0
         self._held = [holder_of({"weight": piece}) for piece in pieces(parameter_of(module, "weight"))]
 
     def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name for it)
         """The layer's output on the lead card."""
-        parts = self._parts(input)
-        products = [
-            F.linear(part, weight.t() if self._transposed else weight)
-            for part, weight in zip(parts, (parameter_of(held, "weight") for held in self._held), strict=True)
-        ]
-        total, bias = join(products, self._devices[0]), self._module._parameters.get("bias")
+        with self._traffic.exchange(self._devices) as exchange:
+            parts, products = self._parts(exchange, input), []
+            for card, held in enumerate(self._held):
+                exchange.land(card)
+                products.append(exchange.leave(card, self._product(parts(card), parameter_of(held, "weight"))))
+            total = exchange.join(products)
+        bias = self._module._parameters.get("bias")
         return total if bias is None else total + bias
 
     def slots(self) -> list[Slot]:
         """Where the pieces stand that the cards read."""
         return [Slot(held, "weight", card) for card, held in enumerate(self._held)]
 
-    def _parts(self, tensor: Tensor) -> Sequence[Tensor]:
+    def _parts(self, exchange: Exchange, tensor: Tensor) -> Callable[[int], Tensor]:
+        """What a card reads, once it has landed."""
         parts = parts_of(tensor, self._split.piece_sizes) if in_one_run(self._split) else None
         if parts is not None:
-            return parts
-        copies = fork(tensor, self._devices)
-        return [taken(copy, self._split, card) for card, copy in enumerate(copies)]
+            return parts.__getitem__
+        copies = exchange.fork(tensor)
+        return lambda card: taken(copies[card], self._split, card)
+
+    def _product(self, part: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(part, weight.t() if self._transposed else weight)
 
 
 def in_one_run(split: Split) -> bool:

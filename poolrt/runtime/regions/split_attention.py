@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poolrt.runtime.place import Slot
-from poolrt.runtime.regions.fork_join import abreast, fork, join
 from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.plan import SplitAttention
 from poolrt.runtime.regions.replica import holder_of, parameter_of
+from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
+from poolrt.transfer.collectives.exchange import Exchange
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
@@ -29,9 +30,14 @@ class HeadSplitAttention:
     """The forward of nn.MultiheadAttention; parameters and results as documented there."""
 
     def __init__(
-        self, module: nn.MultiheadAttention, rewrite: SplitAttention, devices: Sequence[torch.device], pieces: Pieces
+        self,
+        module: nn.MultiheadAttention,
+        rewrite: SplitAttention,
+        devices: Sequence[torch.device],
+        pieces: Pieces,
+        traffic: Traffic = UNCOUNTED,
     ) -> None:
-        self._module, self._devices = module, tuple(devices)
+        self._module, self._devices, self._traffic = module, tuple(devices), traffic
         by_name = {name: pieces(parameter_of(module, name)) for name in rewrite.splits}
         self._held = [
             holder_of({name.replace(".", "_"): by_name[name][card] for name in by_name}) for card in range(len(devices))
@@ -57,18 +63,39 @@ class HeadSplitAttention:
     ) -> tuple[Tensor, Tensor | None]:
         """Attention over all heads, on the lead card; `is_causal` is a hint that the mask says better."""
         batched = query.dim() == 3
-        by_card = _fork_once((query, key, value), self._devices)
         mask, causal = self._mask(key, key_padding_mask, attn_mask, is_causal and not need_weights)
-        inputs = [[self._batch_first(tensor, batched) for tensor in given] for given in by_card]
-        results = self._keyed.run(lambda card: self._on_card(card, inputs[card], mask, causal, need_weights))
-        output = join([context for context, _ in results], self._devices[0])
+        with self._traffic.exchange(self._devices) as exchange:
+            given = self._fork((query, key, value), exchange)
+            masks: Sequence[Tensor | None] = (
+                [None] * len(self._devices) if mask is None else self._masks(mask, exchange)
+            )
+
+            def on_card(card: int) -> list[Tensor]:
+                exchange.land(card)
+                inputs = [self._batch_first(copies[card], batched) for copies in given]
+                results = self._on_card(card, inputs, masks[card], causal, need_weights)
+                return [exchange.leave(card, result) for result in results if result is not None]
+
+            contexts, *weights = zip(*self._keyed.run(on_card), strict=True)
+            output = exchange.join(contexts)
+            attention = torch.cat(exchange.gather(weights[0]), 1) if need_weights else None
         bias = self._module.out_proj.bias
         output = output if bias is None else output + bias
-        by_head = [w.to(self._devices[0]) for _, w in results if w is not None]
-        weights = torch.cat(abreast(by_head), 1) if need_weights else None
-        if weights is not None and average_attn_weights:
-            weights = weights.mean(1)
-        return self._as_given(output, batched), weights if weights is None or batched else weights.squeeze(0)
+        if attention is not None and average_attn_weights:
+            attention = attention.mean(1)
+        return self._as_given(output, batched), attention if attention is None or batched else attention.squeeze(0)
+
+    def _fork(self, tensors: Sequence[Tensor], exchange: Exchange) -> list[Sequence[Tensor]]:
+        """Copies of each, by card; one that is given several times travels once."""
+        copies = {id(tensor): tensor for tensor in tensors}
+        forks = {key: exchange.fork(tensor) for key, tensor in copies.items()}
+        return [forks[id(tensor)] for tensor in tensors]
+
+    def _masks(self, mask: Tensor, exchange: Exchange) -> Sequence[Tensor]:
+        """The mask of each card's heads."""
+        if mask.shape[1] == 1:
+            return exchange.fork(mask)
+        return exchange.deal([mask[:, heads] for heads in self._heads])
 
     def _batch_first(self, tensor: Tensor, batched: bool) -> Tensor:
         if not batched:
@@ -112,8 +139,6 @@ class HeadSplitAttention:
             F.linear(tensor, weight, offset).unflatten(-1, (-1, size)).transpose(1, 2)
             for tensor, weight, offset in zip(inputs, weights, biases, strict=True)
         )
-        if mask is not None:
-            mask = (mask if mask.shape[1] == 1 else mask[:, self._heads[card]]).to(query.device)
         dropped = self._module.dropout if self._module.training else 0.0
         attention = None
         if need_weights:
@@ -132,9 +157,3 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
     return mask.to(dtype)
-
-
-def _fork_once(tensors: Sequence[Tensor], devices: Sequence[torch.device]) -> list[list[Tensor]]:
-    """The tensors on each card; one that is given several times travels once."""
-    copies = {id(tensor): fork(tensor, devices) for tensor in tensors}
-    return [[copies[id(tensor)][card] for tensor in tensors] for card in range(len(devices))]

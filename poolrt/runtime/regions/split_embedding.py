@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from poolrt.runtime.place import Slot
-from poolrt.runtime.regions.fork_join import join
 from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.plan import SplitEmbedding
 from poolrt.runtime.regions.replica import follow_training, parameter_of, put_buffers, put_parameters, replicate
+from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
+from poolrt.transfer.move import moved
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
@@ -26,9 +27,14 @@ class RowSplitEmbedding:
     """The forward of an embedding split by rows, one range per card."""
 
     def __init__(
-        self, module: nn.Embedding, rewrite: SplitEmbedding, devices: Sequence[torch.device], pieces: Pieces
+        self,
+        module: nn.Embedding,
+        rewrite: SplitEmbedding,
+        devices: Sequence[torch.device],
+        pieces: Pieces,
+        traffic: Traffic = UNCOUNTED,
     ) -> None:
-        self._module, self._devices = module, tuple(devices)
+        self._module, self._devices, self._traffic = module, tuple(devices), traffic
         self._starts = [ranges[0][0] for ranges in rewrite.split.pieces]
         self._keyed = KeyedCards(module, devices)
         weights = pieces(parameter_of(module, "weight"))
@@ -43,7 +49,14 @@ class RowSplitEmbedding:
         self._check(input)
         for replica in self._replicas:
             follow_training((self._module,), (replica,))
-        return join(self._keyed.run(lambda card: self._rows(input, card)), self._devices[0])
+        with self._traffic.exchange(self._devices) as exchange:
+            ids = exchange.fork(input)
+
+            def on_card(card: int) -> Tensor:
+                exchange.land(card)
+                return exchange.leave(card, self._rows(ids[card], card))
+
+            return exchange.join(self._keyed.run(on_card))
 
     def slots(self) -> list[Slot]:
         """Where the pieces stand that the cards read."""
@@ -53,7 +66,7 @@ class RowSplitEmbedding:
         replica, start, padding = replicate(self._module), self._starts[card], self._module.padding_idx
         put_parameters(replica, {"weight": weight})
         buffers = self._module.named_buffers(remove_duplicate=False)
-        put_buffers(replica, {name: buffer.to(self._devices[card]) for name, buffer in buffers})
+        put_buffers(replica, {name: moved(buffer, self._devices[card]) for name, buffer in buffers})
         mine = padding is not None and start <= padding < start + len(weight)
         replica.__dict__["padding_idx"] = padding - start if padding is not None and mine else None
         replica.__dict__["num_embeddings"] = len(weight)
@@ -61,7 +74,7 @@ class RowSplitEmbedding:
 
     def _rows(self, ids: Tensor, card: int) -> Tensor:
         replica = self._replicas[card]
-        ids = ids.to(self._devices[card]) - self._starts[card]
+        ids = ids - self._starts[card]
         mine = (ids >= 0) & (ids < len(parameter_of(replica, "weight")))
         rows = replica(torch.where(mine, ids, 0))
         # A row that stands in for another card's id must not even pass a NaN on.

@@ -15,11 +15,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
+
 
 def parted_cross_entropy(
     parts: Sequence[Tensor],
     target: Tensor,
     lead: torch.device,
+    traffic: Traffic = UNCOUNTED,
     *,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -35,21 +38,25 @@ def parted_cross_entropy(
     given = parts[0].dtype
     if given in (torch.float16, torch.bfloat16):
         parts = [part.float() for part in parts]
-    target = target.to(lead)
-    counted = target != ignore_index
-    classes = sum(part.shape[-1] for part in parts)
-    _check_targets((target >= 0) & (target < classes) | ~counted, target, classes)
-    shift = torch.stack([part.detach().amax(-1).to(lead) for part in parts]).amax(0)
-    exponentials, wanted, offset = shift.new_zeros(()), shift.new_zeros(()), 0
-    for part in parts:
-        exponentials = exponentials + (part - shift.to(part.device).unsqueeze(-1)).exp().sum(-1).to(lead)
-        wanted = wanted + _of_target(part, target.to(part.device) - offset).to(lead)
-        offset += part.shape[-1]
-    log_sum = exponentials.log() + shift
-    losses = log_sum - wanted
-    if label_smoothing:
-        mean = sum((part.sum(-1).to(lead) for part in parts), start=shift.new_zeros(())) / classes
-        losses = (1 - label_smoothing) * losses + label_smoothing * (log_sum - mean)
+    with traffic.exchange([lead, *(part.device for part in parts[1:])]) as exchange:
+        targets = exchange.fork(target)
+        exchange.land(0)
+        target = targets[0]
+        counted = target != ignore_index
+        classes = sum(part.shape[-1] for part in parts)
+        _check_targets((target >= 0) & (target < classes) | ~counted, target, classes)
+        shift = torch.stack(exchange.gather([part.detach().amax(-1) for part in parts])).amax(0)
+        shifts, exponentials, wanted, offset = exchange.fork(shift), [], [], 0
+        for card, part in enumerate(parts):
+            exchange.land(card)
+            exponentials.append(exchange.leave(card, (part - shifts[card].unsqueeze(-1)).exp().sum(-1)))
+            wanted.append(exchange.leave(card, _of_target(part, targets[card] - offset)))
+            offset += part.shape[-1]
+        log_sum = exchange.join(exponentials).log() + shift
+        losses = log_sum - exchange.join(wanted)
+        if label_smoothing:
+            mean = exchange.join([part.sum(-1) for part in parts]) / classes
+            losses = (1 - label_smoothing) * losses + label_smoothing * (log_sum - mean)
     result = _reduced(torch.where(counted, losses, 0), counted, reduction)
     return result if torch.is_autocast_enabled(lead.type) else result.to(given)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,8 @@ class How:
     way: Way = None
     unchanged: bool = False
     """nobody writes to what the cards bring until the results have been read"""
+    note: Callable[[Tensor], None] | None = None
+    """told of every copy from card to card"""
 
 
 def broadcast(tensor: Tensor, targets: Sequence[torch.device], how: How) -> list[Tensor]:
@@ -38,7 +40,7 @@ def broadcast(tensor: Tensor, targets: Sequence[torch.device], how: How) -> list
         maker = plans.broadcast_one_shot if algorithm == "one shot" else plans.broadcast_two_shot
         plan = maker(len(homes), count, root)
     brought = [tensor if card == root else None for card in range(len(homes))]
-    results = run(plan, flat_pieces(brought, homes), homes, unchanged=how.unchanged)
+    results = run(plan, flat_pieces(brought, homes), homes, unchanged=how.unchanged, note=how.note)
     results[root] = [tensor]
     return [joined(pieces, tensor.shape) for pieces in results[: len(targets)]]
 
@@ -53,7 +55,9 @@ def reduce(tensors: Sequence[Tensor], device: torch.device, how: How) -> Tensor:
     else:
         maker = plans.reduce_one_shot if algorithm == "one shot" else plans.reduce_two_shot
         plan = maker(len(homes), count, root)
-    total = joined(run(plan, flat_pieces(tensors, homes), homes, unchanged=how.unchanged)[root], tensors[0].shape)
+    total = joined(
+        run(plan, flat_pieces(tensors, homes), homes, unchanged=how.unchanged, note=how.note)[root], tensors[0].shape
+    )
     return total if total.device == device else moved(total, device)
 
 
@@ -68,7 +72,7 @@ def all_reduce(tensors: Sequence[Tensor], how: How) -> list[Tensor]:
         plan = maker(len(homes), count)
     return [
         joined(pieces, tensors[0].shape)
-        for pieces in run(plan, flat_pieces(tensors, homes), homes, unchanged=how.unchanged)
+        for pieces in run(plan, flat_pieces(tensors, homes), homes, unchanged=how.unchanged, note=how.note)
     ]
 
 

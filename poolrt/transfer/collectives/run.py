@@ -24,8 +24,17 @@ Pieces = Callable[[Given], Tensor]
 """what a card brings, by card and span"""
 
 
+Note = Callable[[Tensor], None]
+"""told of every copy from card to card"""
+
+
 def run(
-    plan: CollectivePlan, pieces: Pieces, devices: Sequence[torch.device], *, unchanged: bool = False
+    plan: CollectivePlan,
+    pieces: Pieces,
+    devices: Sequence[torch.device],
+    *,
+    unchanged: bool = False,
+    note: Note | None = None,
 ) -> list[list[Tensor]]:
     """Per card: the tensors that make up its result. All without history, in order with the cards' current streams.
 
@@ -35,17 +44,18 @@ def run(
         devices: of the cards.
         unchanged: whether nobody will write to what the cards bring until the results have been read. Their streams
             then go on at once instead of waiting until it has been sent.
+        note: told of every copy.
 
     Raises:
         torch.AcceleratorError: if a link failed and the way through the host failed as well.
     """
-    with Departures() as departures:
+    with Departures(note) as departures:
         held: list[Arrival] = []
         for value in plan.values:
             if isinstance(value, Given):
                 held.append(Arrival(pieces(value), crossed=False))
             elif isinstance(value, Added):
-                held.append(Arrival(add_up([held[number].wait() for number in value.values]), crossed=False))
+                held.append(Arrival(add_up([held[number].wait for number in value.values]), crossed=False))
             else:
                 kept = unchanged or not isinstance(plan.values[value.value], Given)
                 held.append(departures.start(held[value.value].wait(), devices[value.card], kept=kept))
@@ -58,7 +68,8 @@ class Departures:
     At the end the streams of what was sent go on when it has been read, so that it may be written to again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Note | None = None) -> None:
+        self._note = note
         self._sent: list[tuple[torch.device, torch.Event]] = []
         self._arrivals: list[Arrival] = []
 
@@ -66,6 +77,8 @@ class Departures:
         """Begin a copy. If the tensor is `kept` as it is, its stream need not wait."""
         arrival = start(tensor, device)
         self._arrivals.append(arrival)
+        if self._note is not None and arrival.crossed:
+            self._note(tensor)
         if not kept and arrival.arrived is not None:
             self._sent.append((tensor.device, arrival.arrived))
         return arrival
@@ -85,18 +98,19 @@ class Departures:
                 current_stream(device).wait_event(arrived)
 
 
-def add_up(terms: Sequence[Tensor]) -> Tensor:
-    """The sum of two or more tensors of one device, one after another in this order.
+def add_up(terms: Sequence[Callable[[], Tensor]]) -> Tensor:
+    """The sum of two or more tensors of one device, one after another in this order, each asked for when it is due.
 
     Sums of half-precision numbers are kept in float32 and rounded once.
     """
+    first, second = terms[0](), terms[1]()
     if len(terms) == 2:
-        return terms[0] + terms[1]
-    dtype = terms[0].dtype
-    total = terms[0].float() if dtype.itemsize == 2 and dtype.is_floating_point else terms[0]
-    total = total + terms[1]
+        return first + second
+    dtype = first.dtype
+    total = first.float() if dtype.itemsize == 2 and dtype.is_floating_point else first
+    total = total + second
     for term in terms[2:]:
-        total.add_(term)
+        total.add_(term())
     return total.to(dtype)
 
 

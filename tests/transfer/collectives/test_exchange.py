@@ -6,9 +6,28 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from poolrt.runtime.regions.fork_join import fork, join
+import poolrt
+from poolrt.transfer.collectives.exchange import Exchange
 
 HOST = torch.device("cpu")
+
+
+def cards(count):
+    return [torch.device(card.device) for card in poolrt.virtual(cards=count, memory="64MiB").cards]
+
+
+def fork(tensor, devices):
+    with Exchange(devices) as exchange:
+        copies = exchange.fork(tensor)
+        exchange.land_all()
+    return copies
+
+
+def join(parts, lead):
+    with Exchange([lead, *(part.device for part in parts[1:])]) as exchange:
+        return exchange.join(parts)
+
+
 BIG, SMALL = 1e16, 1.0  # in fp64 BIG + SMALL + SMALL == BIG, and SMALL + SMALL + BIG is not
 
 
@@ -28,7 +47,7 @@ def test_gradients_of_the_cards_are_added_in_their_order_whichever_comes_first()
         assert x.grad.item() == expected
 
 
-def test_one_tensor_to_virtual_cards_and_the_sum_on_the_lead(cards):
+def test_one_tensor_to_virtual_cards_and_the_sum_on_the_lead():
     devices = cards(3)
     x = torch.arange(3.0, device=devices[0], requires_grad=True)
     copies = fork(x, devices)
@@ -60,7 +79,7 @@ def test_one_part_is_no_alias_of_its_sum():
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_under_a_checkpoint_with_card_threads(cards, reentrant):
+def test_under_a_checkpoint_with_card_threads(reentrant):
     devices = cards(2)
     weights = [torch.full((4, 4), card + 1.0, device=d, requires_grad=True) for card, d in enumerate(devices)]
 
