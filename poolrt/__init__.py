@@ -4,8 +4,8 @@ from poolrt.api import copy, discover, logical, plan, report, shard, verify, vir
 from poolrt.errors import PoolrtError
 from poolrt.memory.dlpack import exported
 from poolrt.memory.extent import Extent, PoolStats
-from poolrt.memory.pool import Pool
 from poolrt.planning.plan import Plan
+from poolrt.pool import Pool
 from poolrt.reporting import Report
 from poolrt.runtime.out_of_memory import OutOfMemoryError
 from poolrt.runtime.splitting import SplitWarning

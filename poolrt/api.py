@@ -13,6 +13,7 @@ from torch import nn
 from poolrt.arguments import TensorParallel, check_model, check_plan, check_spill, spill_of, stages_of
 from poolrt.errors import ConfigurationError, ModelError
 from poolrt.planning.plan import Plan
+from poolrt.proof import proven
 from poolrt.reporting import Report, make_report
 from poolrt.runtime.batch_form import call_of, check_signature
 from poolrt.runtime.decide import Options, decide
@@ -30,8 +31,7 @@ from poolrt.topology.route import route
 from poolrt.topology.topology import Topology
 from poolrt.transfer import devices
 from poolrt.transfer.copy import copy
-from poolrt.transfer.measuring.effort import PROOF
-from poolrt.transfer.measuring.trusted import remembered, trusted
+from poolrt.transfer.measuring.trusted import remembered
 from poolrt.units import parse_nbytes
 from poolrt.verification import Verification, verify_step
 from poolrt.virtual_cards import backend, links
@@ -242,7 +242,7 @@ def shard(
     """
     stated = discover() if topology is None else topology
     check_model(model)
-    topology = _proven(stated)
+    topology = proven(stated)
     if plan is not None:
         check_plan(plan, model, stated, topology)
     call = None if sample is None else call_of(sample)
@@ -315,13 +315,3 @@ def verify(
         )
 
     return verify_step(model_fn, sample, pool, lambda model: report(model).plan)
-
-
-def _proven(topology: Topology) -> Topology:
-    """Peer routes are used once they are proven. Virtual cards have none to prove unless they stand for a box."""
-    if all(card.kind == "cuda" for card in topology.cards):
-        return trusted(topology)
-    if links.are_paced() and all(card.kind == "virtual" for card in topology.cards):
-        return trusted(topology, PROOF)
-    devices.know(topology)
-    return topology

@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "transfer": FOUNDATION | {"topology", "_C"},
     "planning": FOUNDATION | {"topology"},
     "virtual_cards": FOUNDATION | {"topology", "_C"},
+    "proof": FOUNDATION | {"topology", "transfer", "virtual_cards"},
+    "pool": FOUNDATION | {"memory", "proof", "topology"},
     "reporting": FOUNDATION | {"planning", "topology"},
     "verification": FOUNDATION | {"planning", "runtime"},
     "arguments": FOUNDATION | {"planning", "runtime", "topology"},

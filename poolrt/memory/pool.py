@@ -53,16 +53,11 @@ class Pool:
     def __init__(
         self, topology: Topology, host_memory: int | str = 0, *, limits: Sequence[int | str] | None = None
     ) -> None:
-        kinds = {torch.device(card.device).type for card in topology.cards if card.kind != "recorded"}
-        if len(kinds) != 1 or any(card.kind == "recorded" for card in topology.cards):
-            found = sorted({card.kind for card in topology.cards})
-            raise ConfigurationError(f"a pool needs virtual cards, or GPUs and shares of them; these are {found}")
-        if limits is not None and len(limits) != len(topology):
-            raise ConfigurationError(f"{len(topology)} cards need as many limits, got {len(limits)}: {list(limits)}")
+        self.check(topology, limits)
         self.topology = topology
         self.devices = tuple(torch.device(card.device) for card in topology.cards)
         sizes = [_size(limit) for limit in limits] if limits else [card.memory_bytes for card in topology.cards]
-        virtual = kinds == {"vcard"}
+        virtual = self.devices[0].type == "vcard"
         driver = _C.host_driver() if virtual else _C.cuda_driver()
         ordinals = [device.index or 0 for device in self.devices]
         self._core = _C.Pool(
@@ -74,6 +69,20 @@ class Pool:
         self._hook: TorchHook = VirtualHook(self._core) if virtual else CudaHook(self._core, topology.cards)
         self._closed = False
         weakref.finalize(self, self._hook.close).atexit = False  # tensors may outlive the pool; what torch keeps not
+
+    @staticmethod
+    def check(topology: Topology, limits: Sequence[int | str] | None) -> None:
+        """See that a pool can be made of this.
+
+        Raises:
+            ConfigurationError: if not.
+        """
+        kinds = {torch.device(card.device).type for card in topology.cards if card.kind != "recorded"}
+        if len(kinds) != 1 or any(card.kind == "recorded" for card in topology.cards):
+            found = sorted({card.kind for card in topology.cards})
+            raise ConfigurationError(f"a pool needs virtual cards, or GPUs and shares of them; these are {found}")
+        if limits is not None and len(limits) != len(topology):
+            raise ConfigurationError(f"{len(topology)} cards need as many limits, got {len(limits)}: {list(limits)}")
 
     # ---- tensors
 

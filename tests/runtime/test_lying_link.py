@@ -85,3 +85,13 @@ def test_cards_that_stand_for_themselves_have_nothing_to_prove(paced: Topology) 
     assert not are_paced()
     poolrt.shard(make_model(), topology=cards)
     assert carried(0, 1) == carried(1, 0) == (0, 0)
+
+
+def test_a_pools_tensors_keep_off_a_peer_that_lies(paced: Topology) -> None:
+    with poolrt.Pool(paced) as pool:
+        assert [extent.card for extent in pool.extents(pool.empty(1280 * MIB, dtype=torch.uint8, home=0))] == [0, 1]
+    set_fault(0, 1, "lies", **LIE)
+    with poolrt.Pool(paced) as pool:
+        for home in (0, 1):
+            with pytest.raises(torch.OutOfMemoryError):
+                pool.empty(1280 * MIB, dtype=torch.uint8, home=home)

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poolrt.runtime.no_dropout import no_dropout
-from poolrt.runtime.regions.fork_join import fork, join
 from poolrt.runtime.regions.keyed import KeyedCards, on_keyed_cards
 from poolrt.runtime.regions.parted import Parted, part_together
+from poolrt.transfer.collectives.exchange import Exchange
 
 Devices = list[torch.device]
 Make = Callable[[int], Devices]
@@ -198,6 +198,9 @@ def test_a_dropout_of_a_tensor_in_parts_is_keyed(cards: Make):
 def test_half_of_the_entries_stay_on_every_card(cards: Make):
     devices = cards(2)
     x = torch.ones(200, 200, device=devices[0])
-    total = join(on_keyed_cards(lambda card: F.dropout(fork(x, devices)[card], 0.5), devices), devices[0])
+    with Exchange(devices) as exchange:
+        copies = exchange.fork(x)
+        exchange.land_all()
+        total = exchange.join(on_keyed_cards(lambda card: F.dropout(copies[card], 0.5), devices))
     shares = [(total == value).float().mean().item() for value in (0.0, 2.0, 4.0)]
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02), "as two independent masks do"
