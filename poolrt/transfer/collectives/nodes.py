@@ -126,7 +126,9 @@ def _added(ctx: Any, gradients: Sequence[Tensor | None], coming: Sequence[Coming
     if len(present) > 1 and home == underway.lead and not underway.in_one_shot(present[0]):
         moment = mark(home)  # the node's own stream: the gradients are there when it has come this far
         for gradient in present:
-            current_stream(gradient.device).wait_event(moment)
+            stream = current_stream(gradient.device)
+            stream.wait_event(moment)
+            gradient.record_stream(stream)
         total: Tensor = underway.sum(present)
         return total
     waits = [wait for wait in coming if wait is not None]
