@@ -59,6 +59,8 @@ class CallFacts:
     """what every further micro-batch pays to write its gradients of the layer's parameters and to add them"""
     glue_saved_nbytes: int = 0
     """the part of saved_nbytes that the glue keeps: it is free when the layer's own backward begins"""
+    operations: int = 0
+    """how many operators its forward starts; 0 where that was not counted"""
     glue_workspace_nbytes: int = 0
     """peak during the glue's backward, above what was kept before it; the layer's own gradients do not exist yet"""
 

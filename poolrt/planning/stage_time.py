@@ -47,6 +47,8 @@ class _Pace:
     micro_batches: int
     call_overhead_s: float
     takes_turns: bool
+    starts: int
+    """operators that one thread starts, over all cards, for each one of a region's forward on one card"""
 
     @property
     def cards(self) -> int:
@@ -57,7 +59,7 @@ class _Pace:
         hooks_s = self.micro_batches * self.cards * self.call_overhead_s
         if self.takes_turns:
             return seconds + hooks_s
-        starting_s = self.micro_batches * self.cards * region.operations * OPERATION_S
+        starting_s = self.micro_batches * self.starts * region.operations * OPERATION_S
         return max(max(region.shares) * seconds, starting_s + hooks_s)
 
     def crossing_s(self, region: RegionCall) -> float:
@@ -119,13 +121,7 @@ def timed(stage: Stage, topology: Topology, *, micro_batches: int, call_overhead
     profile = stage.facts.profile
     if len(stage.cards) == 1:
         return TimedStage(profile=profile, work=((1.0,),) * len(profile.calls))
-    ways = tuple(
-        route(topology, *pair) for card in stage.cards[1:] for pair in ((stage.lead, card), (card, stage.lead))
-    )
-    paces = [
-        _Pace(routes=ways, micro_batches=micro_batches, call_overhead_s=call_overhead_s, takes_turns=turns)
-        for turns in _takes_turns(stage, topology, in_lanes=not alone or micro_batches > 1)
-    ]
+    paces = _paces(stage, topology, micro_batches, call_overhead_s, in_lanes=not alone or micro_batches > 1)
     regions: list[list[RegionCall]] = [[] for _ in profile.calls]
     for region in stage.facts.calls:
         regions[region.call].append(region)
@@ -140,12 +136,25 @@ def _split_parts(call: CallFacts, regions: Sequence[RegionCall]) -> list[float]:
     return [region.forward_s / total_s if total_s else 0.0 for region in regions]
 
 
-def _takes_turns(stage: Stage, topology: Topology, *, in_lanes: bool) -> tuple[bool, bool]:
-    """Whether the cards compute one after another in forward, and in backward."""
+def _paces(
+    stage: Stage, topology: Topology, micro_batches: int, call_overhead_s: float, *, in_lanes: bool
+) -> tuple[_Pace, _Pace]:
+    """Of forward, and of backward: that starts twice the operators, in a lane one thread those of all cards."""
     cards = [topology.cards[card] for card in stage.cards]
     shared = len({card.device for card in cards}) < len(cards)
     virtual = any(card.kind == "virtual" for card in cards)
-    return shared or virtual, shared or (virtual and in_lanes)
+    ways = tuple(
+        route(topology, *pair) for card in stage.cards[1:] for pair in ((stage.lead, card), (card, stage.lead))
+    )
+    forward = _Pace(
+        routes=ways,
+        micro_batches=micro_batches,
+        call_overhead_s=call_overhead_s,
+        takes_turns=shared or virtual,
+        starts=len(cards),
+    )
+    takes_turns = shared or (virtual and in_lanes)
+    return forward, replace(forward, takes_turns=takes_turns, starts=2 * len(cards) if in_lanes else 2)
 
 
 def _timed_call(call: CallFacts, regions: Sequence[RegionCall], paces: Sequence[_Pace]) -> CallFacts:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from poolrt.planning.memory import MemoryModel
 from poolrt.planning.profile import CallFacts, LayerFacts, Profile, TiedParameter
+from poolrt.planning.split_facts import CardWeights, RegionCall, SplitFacts
 from poolrt.topology.build import virtual_topology
 from poolrt.topology.catalog import link_preset
 from poolrt.topology.topology import Topology
@@ -165,3 +166,45 @@ def _tight(draw):
 def tight():
     """A function that gives a strategy of large profiles and topologies whose cards hold a good part of them each."""
     return _tight
+
+
+def _split(profile: Profile, shares: tuple[float, ...], part: float = 0.5) -> SplitFacts:
+    """Facts of a model of which `part` of every layer, and of what it saves and computes, is split."""
+
+    def weight(layer: LayerFacts, card: int) -> LayerFacts:
+        own = part * shares[card] + (0.0 if card else 1 - part)
+        sizes = ("weight_nbytes", "trainable_nbytes", "largest_gradient_nbytes")
+        return replace(
+            layer,
+            trained_tensors=tuple(int(nbytes * own) for nbytes in layer.trained_tensors),
+            frozen_tensors=tuple(int(nbytes * own) for nbytes in layer.frozen_tensors),
+            **{name: int(getattr(layer, name) * own) for name in sizes},
+        )
+
+    return SplitFacts(
+        profile=profile,
+        calls=tuple(
+            RegionCall(
+                module=f"{call.layer}.region",
+                call=index,
+                shares=shares,
+                forward_s=part * call.forward_s,
+                copied_nbytes=call.output_nbytes,
+                saved_nbytes=int(part * (call.saved_nbytes - call.glue_saved_nbytes)),
+                output_nbytes=call.output_nbytes,
+            )
+            for index, call in enumerate(profile.calls)
+        ),
+        weights=tuple(
+            CardWeights(layers=tuple(weight(layer, card) for layer in profile.layers), tied=profile.tied)
+            for card in range(len(shares))
+        ),
+        modules=tuple(f"{layer.name}.region" for layer in profile.layers),
+        rest=tuple(layer.name for layer in profile.layers),
+    )
+
+
+@pytest.fixture(scope="session")
+def split():
+    """A function that gives facts of a model of which a part of every layer is split."""
+    return _split

@@ -17,47 +17,11 @@ from poolrt.errors import ConfigurationError
 from poolrt.planning.memory import MemoryModel
 from poolrt.planning.plan import Plan
 from poolrt.planning.planner import make_plan, plan_stages
-from poolrt.planning.profile import LayerFacts, Profile
-from poolrt.planning.split_facts import CardWeights, RegionCall, SplitFacts
+from poolrt.planning.profile import Profile
+from poolrt.planning.split_facts import SplitFacts
 from poolrt.topology.build import virtual_topology
 from poolrt.topology.topology import Topology
 from poolrt.units import MIB
-
-
-def split(profile: Profile, shares: tuple[float, ...], part: float = 0.5) -> SplitFacts:
-    """Facts of a model of which `part` of every layer, and of what it saves and computes, is split."""
-
-    def weight(layer: LayerFacts, card: int) -> LayerFacts:
-        own = part * shares[card] + (0.0 if card else 1 - part)
-        sizes = ("weight_nbytes", "trainable_nbytes", "largest_gradient_nbytes")
-        return replace(
-            layer,
-            trained_tensors=tuple(int(nbytes * own) for nbytes in layer.trained_tensors),
-            frozen_tensors=tuple(int(nbytes * own) for nbytes in layer.frozen_tensors),
-            **{name: int(getattr(layer, name) * own) for name in sizes},
-        )
-
-    return SplitFacts(
-        profile=profile,
-        calls=tuple(
-            RegionCall(
-                module=f"{call.layer}.region",
-                call=index,
-                shares=shares,
-                forward_s=part * call.forward_s,
-                copied_nbytes=call.output_nbytes,
-                saved_nbytes=int(part * (call.saved_nbytes - call.glue_saved_nbytes)),
-                output_nbytes=call.output_nbytes,
-            )
-            for index, call in enumerate(profile.calls)
-        ),
-        weights=tuple(
-            CardWeights(layers=tuple(weight(layer, card) for layer in profile.layers), tied=profile.tied)
-            for card in range(len(shares))
-        ),
-        modules=tuple(f"{layer.name}.region" for layer in profile.layers),
-        rest=tuple(layer.name for layer in profile.layers),
-    )
 
 
 def gpus(count: int, memory: int, link: str | None = "nvlink3x4") -> Topology:
@@ -66,12 +30,18 @@ def gpus(count: int, memory: int, link: str | None = "nvlink3x4") -> Topology:
     return replace(topology, cards=tuple(replace(card, kind="cuda") for card in topology.cards))
 
 
-def two_by_two(profile: Profile, topology: Topology, **options) -> Plan:
-    facts = split(profile, (0.5, 0.5))
-    return plan_stages([facts, facts], topology, [(0, 1), (2, 3)], **options)
+@pytest.fixture
+def two_by_two(split):
+    """A function that plans two stages of two cards."""
+
+    def plan(profile: Profile, topology: Topology) -> Plan:
+        facts = split(profile, (0.5, 0.5))
+        return plan_stages([facts, facts], topology, [(0, 1), (2, 3)])
+
+    return plan
 
 
-def test_cards_of_a_stage_have_its_layers_and_the_first_one_leads(make_chain):
+def test_cards_of_a_stage_have_its_layers_and_the_first_one_leads(two_by_two, make_chain):
     plan = two_by_two(make_chain(4), virtual_topology([1 << 30] * 4))
     assert plan.feasible
     assert [card.layers for card in plan.cards] == 2 * [("block.0", "block.1")] + 2 * [("block.2", "block.3")]
@@ -82,7 +52,7 @@ def test_cards_of_a_stage_have_its_layers_and_the_first_one_leads(make_chain):
     assert plan.micro_batches > 1, "stages work on different micro-batches"
 
 
-def test_json_keeps_stages_and_reads_a_plan_made_before_there_were_any(make_chain):
+def test_json_keeps_stages_and_reads_a_plan_made_before_there_were_any(two_by_two, make_chain):
     plan = two_by_two(make_chain(4), virtual_topology([1 << 30] * 4))
     assert Plan.from_json(plan.to_json()) == plan
     lone = make_plan(make_chain(4), virtual_topology([1 << 30] * 2))
@@ -92,7 +62,7 @@ def test_json_keeps_stages_and_reads_a_plan_made_before_there_were_any(make_chai
     assert Plan.from_json(older) == lone
 
 
-def test_people_read_which_cards_work_together(make_chain):
+def test_people_read_which_cards_work_together(two_by_two, make_chain):
     text = two_by_two(make_chain(4), virtual_topology([1 << 30] * 4)).explain()
     assert "- cards 0 and 1 run block.0-1 together: each has its pieces, card 0 also what is not split" in text
 
@@ -115,7 +85,7 @@ def test_stages_of_one_card_are_planned_as_cards_are(profiles, data):
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_every_card_of_a_stage_fits_and_every_layer_is_on_one_stage(profiles, data):
+def test_every_card_of_a_stage_fits_and_every_layer_is_on_one_stage(split, profiles, data):
     profile = data.draw(profiles(ties=False))
     topology = virtual_topology(data.draw(st.lists(st.integers(500, 9000), min_size=4, max_size=4)))
     stages = data.draw(st.sampled_from([((0, 1), (2, 3)), ((3,), (0, 2, 1)), ((1, 0), (2,), (3,)), ((2, 0, 1, 3),)]))
@@ -139,7 +109,7 @@ def test_every_card_of_a_stage_fits_and_every_layer_is_on_one_stage(profiles, da
         assert any(card.predicted_peak_bytes > card.capacity_bytes for card in plan.cards)
 
 
-def test_cards_left_out_hold_nothing_and_a_note_says_so(make_chain):
+def test_cards_left_out_hold_nothing_and_a_note_says_so(split, make_chain):
     profile = make_chain(4)
     plan = plan_stages([split(profile, (0.5, 0.5))], virtual_topology([1 << 30] * 3), [(0, 2)])
     assert plan.cards[1].layers == ()
@@ -147,7 +117,7 @@ def test_cards_left_out_hold_nothing_and_a_note_says_so(make_chain):
     assert "Card 1 holds no layer: it is in no stage." in plan.notes
 
 
-def test_a_layer_too_large_for_every_card_fits_two_together(make_chain):
+def test_a_layer_too_large_for_every_card_fits_two_together(split, make_chain):
     profile = make_chain(2, weight=512 * MIB)  # with gradients, state and its step's temporaries five times that
     topology = virtual_topology([1536 * MIB] * 4)
     assert not make_plan(profile, topology).feasible
@@ -155,7 +125,7 @@ def test_a_layer_too_large_for_every_card_fits_two_together(make_chain):
     assert plan_stages([facts, facts], topology, [(0, 1), (2, 3)]).feasible
 
 
-def test_one_layer_larger_than_a_card_trains_on_two_with_the_rest_on_the_host(make_chain):
+def test_one_layer_larger_than_a_card_trains_on_two_with_the_rest_on_the_host(split, make_chain):
     """Of a weight of 1.5 cards each holds 0.75, and as much of gradients: weights and state are then elsewhere."""
     card = 256 * MIB
     weight = card * 3 // 2
@@ -203,7 +173,7 @@ def test_stages_of_one_card_spill_as_cards_do(tight, data):
 
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
-def test_no_card_of_a_stage_is_overfull_when_it_spills_and_what_is_pooled_has_a_place(tight, data):
+def test_no_card_of_a_stage_is_overfull_when_it_spills_and_what_is_pooled_has_a_place(split, tight, data):
     profile, topology = data.draw(tight())
     profile = replace(profile, tied=())
     cards = tuple(card.index for card in topology.cards)
@@ -222,7 +192,7 @@ def test_no_card_of_a_stage_is_overfull_when_it_spills_and_what_is_pooled_has_a_
     assert plan.host_spill_bytes >= sum(card.pooled_bytes.all.host for card in plan.cards)
 
 
-def test_a_card_that_is_too_small_is_named_with_what_would_do(make_chain):
+def test_a_card_that_is_too_small_is_named_with_what_would_do(two_by_two, make_chain):
     profile = make_chain(4)
     plan = two_by_two(profile, virtual_topology([1 << 30, 32 * MIB] * 2))
     assert not plan.feasible
@@ -231,7 +201,7 @@ def test_a_card_that_is_too_small_is_named_with_what_would_do(make_chain):
     assert "To make it fit: " in plan.reason
 
 
-def test_cards_with_devices_of_their_own_halve_what_is_split(make_chain):
+def test_cards_with_devices_of_their_own_halve_what_is_split(split, make_chain):
     facts = split(make_chain(4, forward_s=0.1, backward_s=0.2), (0.5, 0.5))
     one = plan_stages([facts], gpus(2, 1 << 30), [(0, 1)], micro_batches=1)
     assert one.predicted_step_s == pytest.approx(4 * 0.3 * 0.75, rel=0.01)
@@ -242,7 +212,7 @@ def test_cards_with_devices_of_their_own_halve_what_is_split(make_chain):
     assert slow.predicted_step_s == pytest.approx(4 * 0.3, rel=0.01), "two halves of one GPU take turns"
 
 
-def test_virtual_cards_take_turns_in_forward_and_in_lanes_in_backward_too(make_chain):
+def test_virtual_cards_take_turns_in_forward_and_in_lanes_in_backward_too(split, make_chain):
     facts = split(make_chain(4, forward_s=0.1, backward_s=0.2), (0.5, 0.5))
     virtual = virtual_topology([1 << 30] * 2)
     whole = plan_stages([facts], virtual, [(0, 1)], micro_batches=1)
@@ -251,7 +221,7 @@ def test_virtual_cards_take_turns_in_forward_and_in_lanes_in_backward_too(make_c
     assert cut.predicted_step_s == pytest.approx(4 * 0.3, rel=0.02)
 
 
-def test_short_kernels_take_what_starting_them_on_every_card_takes(make_chain):
+def test_short_kernels_take_what_starting_them_on_every_card_takes(split, make_chain):
     profile = make_chain(4, forward_s=1e-4, backward_s=2e-4)
     facts = split(profile, (0.5, 0.5), part=1.0)
     counted = replace(facts, calls=tuple(replace(call, operations=100) for call in facts.calls))
@@ -262,7 +232,7 @@ def test_short_kernels_take_what_starting_them_on_every_card_takes(make_chain):
     assert split_s > alone.predicted_step_s
 
 
-def test_a_slow_link_costs_what_regions_read_and_return(make_chain):
+def test_a_slow_link_costs_what_regions_read_and_return(split, make_chain):
     facts = split(make_chain(4, output_nbytes=64 * MIB), (0.5, 0.5))
     fast, slow = (
         plan_stages([facts], gpus(2, 4 << 30, link), [(0, 1)], micro_batches=1).predicted_step_s
@@ -273,13 +243,13 @@ def test_a_slow_link_costs_what_regions_read_and_return(make_chain):
 
 
 @pytest.mark.parametrize("stages", [(), ((0, 1), (1, 2)), ((0, 9),), ((0, 1, 2),)])
-def test_stages_that_cannot_be_are_refused(make_chain, stages):
+def test_stages_that_cannot_be_are_refused(split, make_chain, stages):
     facts = split(make_chain(2), (0.5, 0.5))
     with pytest.raises(ConfigurationError, match="stage"):
         plan_stages([facts] * len(stages), virtual_topology([1 << 30] * 4), stages)
 
 
-def test_another_batch_is_planned_by_proportion(make_chain):
+def test_another_batch_is_planned_by_proportion(split, make_chain):
     facts = split(make_chain(4, batch_size=8, saved_nbytes=64 * MIB), (0.5, 0.5))
     topology = virtual_topology([1 << 30] * 2)
     small, large = (
