@@ -1,0 +1,30 @@
+"""What the plan of several stages says of each card's memory, beside what the card then holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from runtime.test_tensor_parallel_memory import MODELS, batch_of, cards, measured_peaks
+
+import poolrt
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TWO_BY_TWO, ONE_AND_TWO = [[0, 1], [2, 3]], [[0], [1, 2]]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("bert", TWO_BY_TWO), ("gpt2", TWO_BY_TWO), ("llama", TWO_BY_TWO), ("llama", ONE_AND_TWO)],
+    ids=str,
+)
+def test_the_peak_of_every_card_is_the_plans(name: str, stages: Any, micro_batches: int):
+    model, batch = MODELS[name](), batch_of(8, 32)
+    topology = cards(sum(map(len, stages)))
+    options = {"tensor_parallel": stages, "micro_batches": micro_batches}
+    plan = poolrt.plan(model, batch, topology, **options)
+    poolrt.shard(model, topology=topology, sample=batch, **options)
+    assert poolrt.report(model).plan.micro_batches == micro_batches
+    for card, measured in zip(plan.cards, measured_peaks(model, batch), strict=True):
+        assert card.predicted_peak_bytes == pytest.approx(measured, rel=0.05), f"card {card.index}"
