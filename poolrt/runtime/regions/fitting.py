@@ -36,7 +36,7 @@ class Fitting:
         self.probe, self.dealing = needs.probe, dealing
         self.cards = len(dealing.ranges)
         self._fractions = _fractions(needs.size, dealing, granules)
-        self._group_sizes = _group_sizes(dealing, granules)
+        self._group_sizes = _group_sizes(needs.size, dealing, granules)
         self._rewrite = Forked(
             module="",
             splits=dealing.splits,
@@ -174,10 +174,13 @@ def _put_lead(replica: nn.Module, probe: RegionProbe, lead: Sequence[str], card:
     put_buffers(replica, probe.buffers)
 
 
-def _group_sizes(dealing: Dealing, granules: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    """How many fine granules are in a coarse one -> the same for what each card has of them, where that differs."""
+def _group_sizes(size: int, dealing: Dealing, granules: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """How many fine granules are in a coarse one -> the same for what each card has of them, where that differs.
+
+    Where all cards hold the same keys and values, all heads are one group: the coarsest granule is everything.
+    """
     found = {}
-    for fine, coarse in combinations(granules, 2):
+    for fine, coarse in combinations((*granules, size) if _has_common(dealing) else granules, 2):
         if coarse % fine == 0 and coarse // fine > 1:
             values = tuple(
                 (stop - start) // fine // (-(-stop // coarse) - start // coarse) for start, stop in dealing.ranges
@@ -185,6 +188,15 @@ def _group_sizes(dealing: Dealing, granules: Sequence[int]) -> dict[int, tuple[i
             if set(values) != {coarse // fine} and min(values) >= 1:
                 found[coarse // fine] = values
     return found
+
+
+def _has_common(dealing: Dealing) -> bool:
+    """Whether some part of a weight is on every card."""
+    return any(
+        set.intersection(*(set(split.indices(card)) for card in range(split.cards)))
+        for split in dealing.splits.values()
+        if not split.is_disjoint
+    )
 
 
 def _fractions(size: int, dealing: Dealing, granules: Sequence[int]) -> list[Fractions]:
