@@ -29,12 +29,9 @@ from poolrt.runtime.regions.replica import (
     slot_of,
 )
 from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
-from poolrt.runtime.trees import flatten
+from poolrt.runtime.trees import flatten, is_plain
 from poolrt.transfer.collectives.exchange import Exchange
 from poolrt.transfer.move import moved
-
-PLAIN_CONSTANTS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})
-"""arguments that every card gets as they are"""
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 """pieces(parameter): one tensor per card, each on its card; leaves where they are trained"""
@@ -81,19 +78,16 @@ class ForkedModule:
 
     def _fork(self, exchange: Exchange, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The arguments as each card reads them."""
-        quickly = None if self._inputs else self._copies(exchange, (args, kwargs))
-        if quickly is not None:
-            return quickly
+        if not self._inputs and is_plain((args, kwargs), lambda tensor: True):
+            return self._copies(exchange, (args, kwargs))
         tree = flatten((args, kwargs))
         by_leaf = [self._to_cards(exchange, leaf.tensor, self._inputs.get(leaf.path)) for leaf in tree.leaves]
         calls = [tree.rebuild(tensors[card] for tensors in by_leaf) for card in range(len(self._devices))]
         return self._with_caches(calls) if tree.has_state else calls
 
-    def _copies(self, exchange: Exchange, value: Any) -> list[Any] | None:
-        """The same as taking it apart, for plain tuples, lists, dicts and constants; None for anything else."""
+    def _copies(self, exchange: Exchange, value: Any) -> list[Any]:
+        """The same as taking it apart, for plain tuples, lists, dicts and constants."""
         kind = type(value)
-        if kind in PLAIN_CONSTANTS:
-            return [value] * len(self._devices)
         if isinstance(value, Tensor):
             return list(exchange.fork(value))
         if kind is dict:
@@ -101,10 +95,8 @@ class ForkedModule:
         elif kind is tuple or kind is list:
             columns = [self._copies(exchange, part) for part in value]
         else:
-            return None
-        if any(column is None for column in columns):
-            return None
-        rows = [[column[card] for column in columns if column is not None] for card in range(len(self._devices))]
+            return [value] * len(self._devices)
+        rows = [[column[card] for column in columns] for card in range(len(self._devices))]
         return [dict(zip(value, row, strict=True)) if kind is dict else kind(row) for row in rows]
 
     def _with_caches(self, calls: list[Any]) -> list[Any]:

@@ -22,10 +22,17 @@ Pieces = Callable[[Tensor], Sequence[Tensor]]
 class Installed:
     """A model whose regions run split; `uninstall` makes it as it was."""
 
-    def __init__(self, model: nn.Module, plan: RegionPlan, devices: Sequence[torch.device], pieces: Pieces) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: RegionPlan,
+        devices: Sequence[torch.device],
+        pieces: Pieces,
+        traffic: Traffic | None = None,
+    ) -> None:
         self.forwards: dict[str, SplitForward] = {}
         """by the module's name"""
-        self.traffic = Traffic()
+        self.traffic = traffic or Traffic()
         """the copies that they make between cards"""
         self._undo: list[tuple[dict[str, Any], str, Any]] = []
         rewrites = [rewrite for region in plan.regions for rewrite in region.rewrites]

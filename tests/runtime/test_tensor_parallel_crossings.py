@@ -1,0 +1,108 @@
+"""The copies of one step of a split model: counted by its regions, and by the links themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import permutations
+from typing import Any
+
+import pytest
+import torch
+import zoo
+from torch import Tensor, nn
+
+import poolrt
+from poolrt.topology.topology import Topology
+from poolrt.transfer.collectives.known import KnownCopies
+from poolrt.virtual_cards.links import carried, clear_links, set_link
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def no_links_left() -> Iterator[None]:
+    yield
+    clear_links()
+
+
+def cards(count: int) -> Topology:
+    return poolrt.virtual(cards=count, memory="64MiB")
+
+
+def slow_down(count: int) -> None:
+    torch.vcard.reset_hazards()
+    for number, (source, target) in enumerate(permutations(range(count), 2)):
+        set_link(source, target, bytes_per_s=20e6 * (1 + number), latency_s=1e-4)
+
+
+def carried_by_all(count: int) -> tuple[int, int]:
+    """(copies, bytes) over the links between the cards so far."""
+    found = [carried(*pair) for pair in permutations(range(count), 2)]
+    return sum(copies for copies, _ in found), sum(nbytes for _, nbytes in found)
+
+
+def on_lead(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values.to("vcard:0") for name, values in batch.items()}
+
+
+MODELS = {"bert": zoo.bert, "llama": zoo.llama, "gpt2": zoo.gpt2, "t5": zoo.t5}
+
+
+def built(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    torch.manual_seed(1)
+    ids = torch.randint(1, zoo.VOCABULARY, (4, 6))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+    batch["attention_mask"][0, :2] = 0
+    return MODELS[name](), batch
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["copies are immediate", "copies are on their way"])
+@pytest.mark.parametrize(("name", "count"), [("bert", 2), ("llama", 2), ("gpt2", 3), ("t5", 2)])
+def test_what_is_counted_is_what_the_links_have_carried(name: str, count: int, slow: bool):
+    model, batch = built(name)
+    poolrt.shard(model, topology=cards(count), sample=batch, tensor_parallel=count)
+    assert poolrt.report(model).measured_crossings is None
+    if slow:
+        slow_down(count)
+    batch = on_lead(batch)
+    for _ in range(2):
+        before = carried_by_all(count)
+        loss = model(**batch).loss
+        loss.backward()
+        after = carried_by_all(count)
+        report = poolrt.report(model)
+        found = report.measured_crossings, report.measured_crossed_bytes
+        assert found == (after[0] - before[0], after[1] - before[1])
+    assert not slow or torch.vcard.hazards() == []
+
+
+LAYERS = 4
+READ_BY_EVERY_LAYER = 4
+"""mask, positions, cosines and sines"""
+
+
+def test_llama_sends_masks_and_tables_once(monkeypatch: pytest.MonkeyPatch):
+    """Between two cards, there and back:
+
+    forward     ids, mask, positions, cos, sin, 2 x layers hidden, head's hidden, targets, largest logits
+                embedding's rows, 2 x layers outputs, largest logits, two numbers of each row for the loss
+    backward    all of these that have gradients, the other way
+    """
+    forward_there, forward_back = 5 + 2 * LAYERS + 1 + 2, 1 + 2 * LAYERS + 1 + 2
+    backward_there, backward_back = 1 + 2 * LAYERS + 2, 2 * LAYERS + 1
+    counts = []
+    for shared in (True, False):
+        model, batch = built("llama")
+        poolrt.shard(model, topology=cards(2), sample=batch, tensor_parallel=2)
+        if not shared:
+            monkeypatch.setattr(KnownCopies, "find", lambda known, tensor: None)
+        batch = on_lead(batch)
+        before = carried(0, 1)[0], carried(1, 0)[0]
+        loss = model(**batch).loss
+        between = carried(0, 1)[0], carried(1, 0)[0]
+        loss.backward()
+        after = carried(0, 1)[0], carried(1, 0)[0]
+        counts.append([b - a for a, b in zip((*before, *between), (*between, *after), strict=True)])
+    assert counts[0] == [forward_there, forward_back, backward_there, backward_back]
+    again = (LAYERS - 1) * READ_BY_EVERY_LAYER
+    assert counts[1] == [forward_there + again, forward_back, backward_there, backward_back]
