@@ -125,7 +125,7 @@ class Step:
         finally:
             current.walker = None
             lane.crossings.clear()
-        tree = flatten(output, into_state=True)
+        tree = flatten(output, into_state=True, apart=True)
         if self.assembly is not None:
             lane.leave_for_good()  # the card is free while this lane copies
             self.assembly.put(lane.index, tree)

@@ -18,13 +18,23 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 Rebuild = Callable[[Iterator[Tensor]], Any]
+
+
+class InParts(Protocol):
+    """An object that shows itself as one and is several: looked into as those, so that nothing is made whole."""
+
+    def apart(self) -> tuple[Any, ...]:
+        """What it is made of."""
+
+    def together(self, parts: tuple[Any, ...]) -> Any:
+        """Another such object, of these."""
 
 
 _CONSTANTS = (
@@ -86,9 +96,15 @@ class Tree:
         return None
 
 
-def flatten(value: Any, *, into_state: bool = False) -> Tree:
-    """Take `value` apart; with `into_state` also the objects in it that are no plain containers."""
-    walk = _Walk(into_state)
+def flatten(value: Any, *, into_state: bool = False, apart: bool = False) -> Tree:
+    """Take `value` apart.
+
+    Args:
+        value: anything.
+        into_state: take objects apart that are no plain containers, too.
+        apart: of these, look at what is InParts as that; otherwise as the one object that it shows.
+    """
+    walk = _Walk(into_state, apart)
     rebuild = walk.visit(value, "")
     return Tree(tuple(walk.leaves), rebuild, walk.has_state, tuple(walk.constants))
 
@@ -123,11 +139,11 @@ def is_plain(value: Any, holds: Callable[[Tensor], bool]) -> bool:
 
 
 class _Walk:
-    def __init__(self, into_state: bool) -> None:
+    def __init__(self, into_state: bool, apart: bool) -> None:
         self.leaves: list[Leaf] = []
         self.constants: list[tuple[str, Any]] = []
         self.has_state = False
-        self._into_state = into_state
+        self._into_state, self._apart = into_state, apart
         self._state_depth = 0
         self._open: set[int] = set()  # objects being walked: a cycle is left as it is
 
@@ -160,9 +176,21 @@ class _Walk:
             return self._constant(value, path)
         self._state_depth += 1
         try:
+            if self._apart and hasattr(type(value), "apart"):
+                return self._parts(value, path)
             return self._object(value, vars(value), path)
         finally:
             self._state_depth -= 1
+
+    def _parts(self, value: InParts, path: str) -> Rebuild:
+        parts = value.apart()
+        rebuild_parts = self.visit(parts, path)
+
+        def rebuild(tensors: Iterator[Tensor]) -> Any:
+            filled = rebuild_parts(tensors)
+            return value if filled is parts else value.together(filled)
+
+        return rebuild
 
     def _constant(self, value: Any, path: str) -> Rebuild:
         self.constants.append((path, value))

@@ -231,10 +231,17 @@ def test_generation_gives_the_tokens_of_one_card(stages: Any, options: dict[str,
     assert torch.equal(model.eval().generate(prompt, **told).cpu(), expected)
 
 
-def test_a_cache_of_several_micro_batches_cannot_be_continued_with_wrong_heads():
-    model, batch = built("llama")
-    hybrid(model, batch)
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_a_returned_cache_is_read_whole_and_handed_back(micro_batches: int):
+    (reference, batch), (model, _) = built("llama"), built("llama")
+    hybrid(model, batch, micro_batches=micro_batches)
+    ids, last = batch["input_ids"], []
     with torch.no_grad():
-        first = model(input_ids=batch["input_ids"], use_cache=True)
-        with pytest.raises(poolrt.errors.ModelError, match="begin with an empty one"):
-            model(input_ids=batch["input_ids"][:, :1], past_key_values=first.past_key_values)
+        caches = [each(input_ids=ids, use_cache=True).past_key_values for each in (reference, model)]
+        for expected, actual in zip(caches[0].layers, caches[1].layers, strict=True):
+            assert_near(expected.keys, actual.keys, 1e-6, "keys")
+            assert_near(expected.values, actual.values, 1e-6, "values")
+        for each, cache in zip((reference, model), caches, strict=True):
+            last.append(each(input_ids=ids[:, :1], past_key_values=cache).logits)
+    assert_near(*last, 1e-6, "logits")
+    assert caches[0].get_seq_length() == caches[1].get_seq_length()

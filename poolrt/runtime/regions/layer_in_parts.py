@@ -88,6 +88,17 @@ class _InParts:
         """An ordinary layer with all heads, on the lead card."""
         return _copied(self._parts[0], self._devices[0], {name: getattr(self, name) for name in _WITH_HEADS})
 
+    # ---- for who looks into values
+
+    def apart(self) -> tuple[Any, ...]:
+        """The cards' layers."""
+        return self._parts
+
+    def together(self, parts: tuple[Any, ...]) -> Any:
+        """The same layer with these in place of its own, where they are now."""
+        devices = [_device_of(part, device) for part, device in zip(parts, self._devices, strict=True)]
+        return _shown(type(self), parts, tuple(devices), self._split)
+
     # ---- as one layer
 
     keys = property(lambda self: self._read("keys"), lambda self, whole: self._write("keys", whole))
@@ -211,6 +222,12 @@ def _of_all(parts: Sequence[Any], devices: Sequence[torch.device], name: str, *a
         own_args, own_kwargs = _moved((args, kwargs), device)
         answers.append(getattr(part, name)(*own_args, **own_kwargs))
     return answers[0]
+
+
+def _device_of(part: Any, otherwise: torch.device) -> torch.device:
+    """Where a card's layer keeps its keys."""
+    keys = getattr(part, _WITH_HEADS[0], None)
+    return keys.device if isinstance(keys, Tensor) else otherwise
 
 
 def _has_size(value: Any) -> bool:
