@@ -28,21 +28,19 @@ _CUDA_STEP = 4
 """what one draw of up to four numbers moves a CUDA generator's offset by"""
 
 
-def on_keyed_cards(body: Callable[[int], T], devices: Sequence[torch.device]) -> list[T]:
-    """What `body(card)` returns for each card in order; each draws under a key of its own.
+def on_keyed_cards(body: Callable[[int], T], devices: Sequence[torch.device]) -> tuple[list[T], bool]:
+    """What `body(card)` returns for each card in order, and whether one of them drew; each draws under its own key.
 
-    While a CUDA graph captures nothing is keyed: seeds cannot be set then.
+    If none draws no generator moves. While a CUDA graph captures nothing is keyed: seeds cannot be set then.
 
     Args:
         body: draws from the card's default generator only.
         devices: of the cards, the lead card's first; cards may share one.
     """
     if _captures(devices):
-        return [body(card) for card in range(len(devices))]
+        return [body(card) for card in range(len(devices))], True
     with _Keys(devices) as keys:
-        results = [keys.under_key(card, body) for card in range(len(devices))]
-        keys.advance()
-    return results
+        return [keys.run(card, body) for card in range(len(devices))], keys.drawn
 
 
 class KeyedCards:
@@ -61,64 +59,47 @@ class KeyedCards:
 
     def run(self, body: Callable[[int], T]) -> list[T]:
         """What `body(card)` returns for each card in order."""
-        draws = any(module.training for module in self._dropping) or self._seen.get(self._module.training)
-        if draws:
-            return on_keyed_cards(body, self._devices)
-        if draws is None and not _captures(self._devices):
-            return self._run_watched(body)
-        return [body(card) for card in range(len(self._devices))]
-
-    def _run_watched(self, body: Callable[[int], T]) -> list[T]:
-        """The same, and whether a card draws. If none does, this call leaves no trace: the next one may be without."""
         training = self._module.training
-        with _Keys(self._devices) as keys:
-            pairs = [keys.watched(card, body) for card in range(len(self._devices))]
-            drawn = any(drew for _, drew in pairs)
-            if drawn:
-                keys.advance()
+        if not any(module.training for module in self._dropping) and self._seen.get(training) is False:
+            return [body(card) for card in range(len(self._devices))]
+        results, drawn = on_keyed_cards(body, self._devices)
         if drawn or not torch._C._len_torch_function_stack():  # a mode may have taken dropout away
-            self._seen[training] = drawn
-        return [result for result, _ in pairs]
+            self._seen[training] = drawn or self._seen.get(training, False)
+        return results
 
 
 class _Keys:
-    """A block in which each card's generator starts from its key; it is over with all generators as they were."""
+    """A block in which each card's generator starts from its key.
+
+    Afterwards the generators are as they were, but for the lead's if a card drew: it is one draw further.
+    """
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
+        self.drawn = False
+        """whether a card has drawn"""
         self._lead = devices[0]
         self._generators = [generator_of(device) for device in devices]
         self._before = {id(generator): (generator, generator.get_state()) for generator in self._generators}
         self._key = int.from_bytes(blake2b(_state(self._generators[0]), digest_size=8).digest(), "little")
-        self._advances = False
 
     def __enter__(self) -> _Keys:
         return self
 
-    def under_key(self, card: int, body: Callable[[int], T]) -> T:
-        """Run `body(card)` with the card's generator at its key."""
-        self._generators[card].manual_seed(mixed((self._key, card)) >> 1)
-        return body(card)
-
-    def watched(self, card: int, body: Callable[[int], T]) -> tuple[T, bool]:
-        """The same, and whether it drew."""
-
-        def run(card: int) -> tuple[T, bool]:
-            fresh = _state(self._generators[card])
-            result = body(card)
-            return result, _state(self._generators[card]) != fresh
-
-        return self.under_key(card, run)
-
-    def advance(self) -> None:
-        """Have the lead's generator one draw further when the block is over."""
-        self._advances = True
+    def run(self, card: int, body: Callable[[int], T]) -> T:
+        """What `body(card)` returns, with the card's generator at its key."""
+        generator = self._generators[card]
+        generator.manual_seed(mixed((self._key, card)) >> 1)
+        fresh = None if self.drawn else _state(generator)
+        result = body(card)
+        self.drawn = fresh is None or _state(generator) != fresh
+        return result
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for generator, state in self._before.values():
             generator.set_state(state)
-        if self._advances and kind is None:
+        if self.drawn and kind is None:
             _step(self._generators[0], self._lead)
 
 

@@ -203,7 +203,7 @@ def _pointwise(
         return result
 
     if func is F.dropout and _drops(*args, **kwargs):
-        results = on_keyed_cards(on_card, [part.device for part in first.parts or ()])
+        results, _ = on_keyed_cards(on_card, [part.device for part in first.parts or ()])
     else:
         results = [on_card(card) for card in range(len(sizes))]
     sources = tuple(dict.fromkeys(name for x in parted for name in x.sources))

@@ -24,7 +24,7 @@ Make = Callable[[int], Devices]
 
 def draws(devices: Devices) -> list[list[float]]:
     """Eight numbers of each card, drawn under keys."""
-    return on_keyed_cards(lambda card: torch.rand(8, device=devices[card]).tolist(), devices)
+    return on_keyed_cards(lambda card: torch.rand(8, device=devices[card]).tolist(), devices)[0]
 
 
 def states(devices: Devices) -> list[Tensor]:
@@ -66,6 +66,13 @@ def test_generators_are_left_where_one_draw_leaves_them(cards: Make):
     torch.manual_seed(5)
     on_keyed_cards(lambda card: torch.randn(7, device=devices[card]), devices)
     assert same(after, states(devices)) == [True] * 3, "whatever the cards drew"
+
+
+def test_cards_that_draw_nothing_leave_them_too(cards: Make):
+    devices = cards(2)
+    before = states(devices)
+    assert on_keyed_cards(lambda card: card, devices) == ([0, 1], False)
+    assert same(before, states(devices)) == [True, True]
 
 
 def test_an_error_leaves_them_where_they_were(cards: Make):
@@ -152,8 +159,9 @@ def test_nothing_is_drawn_in_evaluation(way: str, cards: Make):
     assert same(before, states(devices)) == [way != "always", True]
 
 
-def test_a_first_call_without_dropout_does_not_decide(cards: Make):
-    devices, layer = cards(2), by_way("nameless")
+@pytest.mark.parametrize("way", ["module", "rate", "nameless"])
+def test_a_first_call_without_dropout_draws_nothing_and_does_not_decide(way: str, cards: Make):
+    devices, layer = cards(2), by_way(way)
     keyed = KeyedCards(layer, devices)
     before = states(devices)
     with no_dropout(layer):
@@ -201,6 +209,8 @@ def test_half_of_the_entries_stay_on_every_card(cards: Make):
     with Exchange(devices) as exchange:
         copies = exchange.fork(x)
         exchange.land_all()
-        total = exchange.join(on_keyed_cards(lambda card: F.dropout(copies[card], 0.5), devices))
+        parts, drawn = on_keyed_cards(lambda card: F.dropout(copies[card], 0.5), devices)
+        assert drawn
+        total = exchange.join(parts)
     shares = [(total == value).float().mean().item() for value in (0.0, 2.0, 4.0)]
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02), "as two independent masks do"
