@@ -61,6 +61,8 @@ class Lane:
         self.index = index
         self.crossings = Crossings()
         self.path: list[int] = []
+        self.calls = 0
+        """of layers, in the forward: each has its own seed"""
         self._devices = devices
         self._seeds = seeds
         self._turnstile: Turnstile | None = None
@@ -80,6 +82,11 @@ class Lane:
     def device(self) -> torch.device | None:
         """The device of the card this lane holds."""
         return None if self._admission is None else self._devices[self._admission.card]
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether what is drawn in this lane follows from the forward's seed."""
+        return self._seeds is not None
 
     def begin(self, turnstile: Turnstile, after: Sequence[torch.Event] = ()) -> None:
         """Start a phase: visits count anew, at the gates of `turnstile`; logical cards wait for `after`."""
@@ -117,6 +124,12 @@ class Lane:
             self._share.enter_context(self._caps.work(card, self._reached))
         if self._seeds is not None:
             self._seeds.seed(card, ticket)
+
+    def seed_call(self) -> None:
+        """A layer is about to run on the card held: what it draws depends on nothing that ran before it."""
+        if self._seeds is not None and self.card is not None:
+            self._seeds.seed_call(self.card, self.calls, self.index)
+        self.calls += 1
 
     def leave(self) -> None:
         """Give up the card held, if any."""

@@ -43,13 +43,14 @@ class LaneWalker:
     """Takes the lane to each layer's card, and switches the watch over glue code off inside layers."""
 
     def __init__(self, machine: Machine, lane: Lane, glue: Glue) -> None:
-        self._machine, self._lane, self._glue = machine, lane, glue
+        self._machine, self.lane, self._glue = machine, lane, glue
         self._paused: list[bool] = []
 
     def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Go to the layer's card with its arguments."""
         self._paused.append(pause(self._glue))  # first: looking at a tensor's device would call the watch
-        moved = self._lane.enter(self._machine.placement.card_of_layer[layer], (args, kwargs))
+        moved = self.lane.enter(self._machine.placement.card_of_layer[layer], (args, kwargs))
+        self.lane.seed_call()
         if self._is_watched(layer) and self._paused[-1]:
             self._paused[-1] = False
             resume(self._glue)
@@ -60,7 +61,7 @@ class LaneWalker:
 
     def after(self, layer: nn.Module, output: Any) -> Any:
         """Glue code follows. A layer that turns out to compute scalars of the batch is watched from now on."""
-        self._lane.crossings.note_changes()
+        self.lane.crossings.note_changes()
         if self._paused and self._paused.pop():
             resume(self._glue)
         elif self._machine.watch_all and any(rule_of(t) is not None for t in flatten(output).tensors):

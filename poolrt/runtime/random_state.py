@@ -2,7 +2,8 @@
 
 The seed of a forward is one draw from the user's default generator; a stay's seed is a hash of
 (forward's seed, card, visit, micro-batch). Same seed and same plan give the same bits. Cards that run layers together
-are seeded together, each with a seed of its own.
+are seeded together, each with a seed of its own. Each call of a layer is seeded too, by its number in the lane: a
+checkpoint may run it again without what came before it in the stay.
 
 Logical cards of one GPU share its generator: there a stay keeps the generator to itself.
 """
@@ -18,6 +19,8 @@ import torch
 from poolrt.runtime.turnstile import Ticket
 
 _MASK = (1 << 64) - 1
+_OF_A_CALL = 1
+"""a word more than a stay has, so that their seeds differ"""
 
 
 class CardSeeds:
@@ -38,9 +41,15 @@ class CardSeeds:
         """Seed the generators of `card`, and of the cards with it, for this stay of this micro-batch."""
         for device in self._kept_alone(card):
             self._alone[device].acquire()
+        self._seed(card, (ticket.visit, ticket.micro_batch))
+
+    def seed_call(self, card: int, call: int, micro_batch: int) -> None:
+        """Seed them for a micro-batch's call of a layer, the `call`-th of this forward."""
+        self._seed(card, (call, micro_batch, _OF_A_CALL))
+
+    def _seed(self, card: int, words: Sequence[int]) -> None:
         for each in reversed(self._together.get(card, (card,))):  # the lead card's last, if they share one
-            words = (self._forward_seed, each, ticket.visit, ticket.micro_batch)
-            generator_of(self._devices[each]).manual_seed(mixed(words) >> 1)
+            generator_of(self._devices[each]).manual_seed(mixed((self._forward_seed, each, *words)) >> 1)
 
     def leave(self, card: int) -> None:
         """The stay on `card` is over."""

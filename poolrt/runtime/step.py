@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from poolrt.runtime.alias import Aliases
 from poolrt.runtime.assembly import Assembly
+from poolrt.runtime.frames import host_generator_kept, know_lanes
 from poolrt.runtime.glue import Glue
 from poolrt.runtime.lane import Lane, current
 from poolrt.runtime.machine import LaneWalker, Machine
@@ -53,6 +54,8 @@ class Step:
         self._learning = torch.is_grad_enabled()
         self._aliases = Aliases(machine.placement, self._learning)
         self._seeds = seeds
+        if seeds is not None:
+            know_lanes()
         self._lanes = [Lane(i, machine.devices, self._seeds, machine.placement.caps) for i in range(len(parts))]
         self._rows: list[list[Tensor]] = []
         self._gathered: Gathered | None = None
@@ -175,8 +178,9 @@ class Step:
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         work = self._lane_gradients(gradients)
         state = ThreadState(self._machine.device_types, self._machine.devices)
+        restored = self._seeds.restored() if self._seeds else nullcontext()
         try:
-            with self._aliases.in_place(), self._seeds.restored() if self._seeds else nullcontext():
+            with self._aliases.in_place(), restored, host_generator_kept():
                 self._run_lanes(
                     self._orders[1], lambda lane: state.run(lambda: self._backward(lane, work[lane.index], keep))
                 )
