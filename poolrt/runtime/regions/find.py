@@ -30,7 +30,10 @@ from poolrt.runtime.regions.stand_in import FEW, has_weight, is_linear, with_few
 _MOST_MATRICES = 12
 """of a module that is tried as one region: attention with adapters has as many"""
 LARGE = 0.05
-"""of the model's parameters: an embedding or a linear layer left over that has more is split by itself"""
+"""of the model's parameters: a linear layer left over that has more is split by itself"""
+_VOCABULARY = 0.2
+"""of that: an embedding and logits are split from 1 percent. They have 1.5 to 7 of models of 3 to 20 billion parameters:
+whole, the two of Phi 3 mini alone would be 5. And logits in parts spread what is largest of all activations"""
 
 
 def find_regions(
@@ -47,8 +50,8 @@ def find_regions(
         run: calls the model once. A small batch is enough; without a cache (use_cache=False).
         shares: for each card, in order, how much it should get relative to the others.
         devices: where a rewrite is proven; the host unless given.
-        large: an embedding or linear layer that is in no region is split by itself if it has a greater part of the
-            model's parameters than this: 0 to 1.
+        large: a linear layer that is in no region is split by itself if it has a greater part of the model's
+            parameters than this, 0 to 1; an embedding and logits if they have a fifth of this.
 
     Raises:
         ConfigurationError: if there are fewer than two cards.
@@ -152,14 +155,18 @@ class _Search:
                 )
 
     def _large(self, large: float) -> None:
-        total = sum(parameter.numel() for parameter in self.noted.model.parameters())
+        least = large * sum(parameter.numel() for parameter in self.noted.model.parameters())
+        tables = {name: module for name, module in self._modules.items() if isinstance(module, nn.Embedding)}
+        vocabularies = {table.num_embeddings for table in tables.values()}
         for name, call in self.captured.calls.items():
             module = self._modules[name]
-            is_table = isinstance(module, nn.Embedding) and has_weight(module)
-            if (is_table or is_linear(module)) and parameter_of(module, "weight").numel() > large * total:
+            if not (is_linear(module) or (name in tables and has_weight(module))):
+                continue
+            weight = parameter_of(module, "weight")
+            if weight.numel() > least * (_VOCABULARY if weight.shape[0] in vocabularies else 1.0):
                 self._consider(
                     Attempt(
-                        kind="embedding" if is_table else "columns",
+                        kind="embedding" if name in tables else "columns",
                         names=(name,),
                         call=call,
                         find=self._layer(module),

@@ -144,7 +144,7 @@ SPECIMENS: dict[str, Specimen] = {
         _text, share=0.9,
     ),
     "gpt2": Specimen(gpt2, _causal),
-    "llama-1": Specimen(of("Llama", num_key_value_heads=1), _causal, share=0.85),
+    "llama-1": Specimen(of("Llama", num_key_value_heads=1), _causal, share=0.94),
     "llama-2": Specimen(of("Llama", num_key_value_heads=2), _causal),
     "llama-4": Specimen(of("Llama", num_key_value_heads=4), _causal),
     "qwen2": Specimen(of("Qwen2", num_key_value_heads=2, tie_word_embeddings=True), _causal),
