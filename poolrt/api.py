@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import permutations
 from typing import Any, Literal
 
 from torch import nn
 
-from poolrt.arguments import TensorParallel, check_model, check_plan, check_spill, spill_of, stages_of
+from poolrt.arguments import TensorParallel, check_model, check_plan, check_spill, may_split, spill_of, stages_of
 from poolrt.errors import ConfigurationError, ModelError
 from poolrt.planning.plan import Plan
 from poolrt.proof import proven
@@ -160,7 +161,8 @@ def plan(
         micro_batches: a number, or "auto".
         schedule: "auto" is "gpipe".
         tensor_parallel: over how many cards each layer is split: 2 of 4 cards make two stages of two, 4 one stage; or
-            the cards of each stage, such as [[0, 1], [2]]. "auto" and 1: whole layers go to different cards.
+            the cards of each stage, such as [[0, 1], [2]]. 1: whole layers go to different cards. "auto": the better
+            of these by prediction, if `micro_batches` and `spill` are left open too.
         batch_dim: the dimension of inputs along which samples lie.
         optimizer: what will train it: "adamw", "sgd", ...; "none" for inference.
         spill: where to put what does not fit the cards: "auto" (other cards, then the host), "never", or how much
@@ -179,6 +181,7 @@ def plan(
     check_signature(model, call)
     stages = stages_of(tensor_parallel, topology)
     check_spill(stages, spill)
+    is_open = may_split(tensor_parallel, micro_batches, spill) and len(topology) > 1
     measured = measure(
         model,
         model.forward,
@@ -196,7 +199,10 @@ def plan(
         spill=spill_of(spill),
         host_bytes=_host_bytes(),
         stages=stages,
+        may_split=is_open,
     )
+    if is_open:
+        return SplitLayers(model, call, measured, topology, options).choose("host", nullcontext)
     if stages:
         return SplitLayers(model, call, measured, topology, options).plan("host")
     return decide(measured.profile, topology, options, "host")
@@ -227,7 +233,8 @@ def shard(
         micro_batches: a number, or "auto".
         schedule: "auto" is "gpipe".
         tensor_parallel: over how many cards each layer is split: 2 of 4 cards make two stages of two, 4 one stage; or
-            the cards of each stage, such as [[0, 1], [2]]. "auto" and 1: whole layers go to different cards.
+            the cards of each stage, such as [[0, 1], [2]]. 1: whole layers go to different cards. "auto": the better
+            of these by prediction, if `micro_batches` and `spill` are left open too.
         batch_dim: the dimension of inputs along which samples lie.
         optimizer: what will train it; its state is planned for.
         spill: where to put what does not fit the cards: "auto" (other cards, then the host), "never", or how much
@@ -258,6 +265,7 @@ def shard(
         spill=spill_of(spill),
         host_bytes=_host_bytes(),
         stages=stages,
+        may_split=plan is None and may_split(tensor_parallel, micro_batches, spill),
     )
     Pooled(model, topology, options, plan).start(call)
     return model

@@ -84,6 +84,11 @@ def check_spill(stages: Sequence[Sequence[int]], spill: int | str) -> None:
         raise ConfigurationError(f"layers that are split over cards are not spilled; leave out spill={spill!r}")
 
 
+def may_split(tensor_parallel: TensorParallel, micro_batches: int | Literal["auto"], spill: int | str) -> bool:
+    """Whether the planner may split layers: who says how the batch is cut, or how much spills, has whole layers."""
+    return tensor_parallel == "auto" and micro_batches == "auto" and spill in ("auto", "never")
+
+
 def spill_of(spill: int | str) -> Spill:
     """As the planner reads it: a size becomes bytes."""
     if spill == "auto" or spill == "never":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import TypedDict, Unpack
 
 from poolrt.planning.counts import MicroBatches
@@ -27,8 +26,9 @@ from poolrt.units import format_seconds
 WORTH = 0.9
 """layers are split if a step is predicted to take no more than this part of that with whole layers"""
 
-FactsOf = Callable[[tuple[float, ...]], SplitFacts | None]
-"""facts_of(shares): how the model is split over cards with these shares; None if it cannot be"""
+FactsOf = Callable[[tuple[int, ...]], SplitFacts | None]
+"""facts_of(cards): how these cards would split the model, the same object for cards of equal shares; None if nothing
+of it can be split"""
 
 
 class PlanOptions(TypedDict, total=False):
@@ -56,7 +56,8 @@ def choose_stages(profile: Profile, topology: Topology, facts_of: FactsOf, **opt
     Args:
         profile: what was measured of the whole model.
         topology: the cards.
-        facts_of: asked for the shares of a group of cards, which add up to one; asked once for equal ones.
+        facts_of: asked for groups of cards, the lead card first; a card with twice the memory of another has twice its
+            share.
         options: what `make_plan` takes.
 
     Raises:
@@ -72,7 +73,7 @@ class _Choice:
     def __init__(self, profile: Profile, topology: Topology, facts_of: FactsOf, options: PlanOptions) -> None:
         self._profile = profile
         self._topology = topology
-        self._facts_of = cache(facts_of)
+        self._facts_of = facts_of
         self._options = options
         self._whole = make_plan(profile, topology, **options)
         fits = self._whole.feasible and not self._whole.spills
@@ -116,7 +117,7 @@ class _Choice:
 
     def _split(self, groups: Grouping, spill: Spill) -> Plan | None:
         """The plan with what is found out about the model; None if it cannot be split so."""
-        facts = [self._facts_of(self._shares(group)) for group in groups]
+        facts = [self._facts_of(group) for group in groups]
         known = [found for found in facts if found is not None]
         return self._staged(known, groups, spill) if len(known) == len(facts) else None
 

@@ -26,6 +26,7 @@ class MeasuredCall:
     output_nbytes: int = 0
     glue_saved_nbytes: int = 0
     glue_workspace_nbytes: int = 0
+    operations: int = 0
 
     def facts(self) -> CallFacts:
         """What the planner is told of it."""
@@ -40,6 +41,7 @@ class MeasuredCall:
             accumulate_s=self.accumulate_s,
             glue_saved_nbytes=self.glue_saved_nbytes,
             glue_workspace_nbytes=self.glue_workspace_nbytes,
+            operations=self.operations,
         )
 
 

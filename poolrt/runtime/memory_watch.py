@@ -33,6 +33,8 @@ class MemoryWatch(TorchDispatchMode):
         self._live: dict[int, _Followed] = {}
         self._foreign: dict[int, StorageWeakRef] = {}
         self.peak = 0
+        self.operations = 0
+        """that made something new so far: views start no kernel"""
         self.chapter = 0
         """noted of every storage when it comes into being"""
 
@@ -75,6 +77,7 @@ class MemoryWatch(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 fresh |= self._add(tensor)
         if fresh:
+            self.operations += 1
             self.peak = max(self.peak, self.live_nbytes())
 
     def _add(self, tensor: Tensor) -> bool:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import traceback
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -206,12 +206,27 @@ class Pooled:
         if self.plan is not None and self._given_plan:
             plan = checked(self.plan, self.layers)
             return self._split.checked(plan) if plan.stages and self._split is not None else plan
+        if self._split is not None and self._may_split:
+            return feasible(self._split.choose(self._output_card, self._as_it_came, why_not_split))
         if self._split is not None and self.options.stages:
             return feasible(self._split.plan(self._output_card, why_not_split))
         return feasible(decide(profile, self.topology, self.options, self._output_card, why_not_split))
 
+    @property
+    def _may_split(self) -> bool:
+        """Whether it is to be found out if split layers are better; cards that share a device gain nothing."""
+        return self.options.may_split and self._on_cards.caps is None and len(self.topology) > 1
+
+    @contextmanager
+    def _as_it_came(self) -> Iterator[None]:
+        """The model whole, bare, and where it came from: there what can be split is found."""
+        self._on_cards.go_back()
+        with self._on_cards.bare():
+            yield
+
     def _adopt(self, plan: Plan, profile: Profile, *, in_pieces: bool = False) -> None:
         """Place the layers as planned; the path of their calls gives the cards' orders."""
+        self.options = replace(self.options, stages=plan.stages)
         self._spill = Spill(plan, self.topology) if plan.spills else None
         if self._on_cards.caps is not None:
             self._on_cards.caps.leave_room_for([card.pool_limit_bytes for card in plan.cards])

@@ -112,6 +112,7 @@ class _ProbeWalker:
         self._inputs: list[Tensor] = []
         self._saved_before = 0
         self._live_before = 0
+        self._operations_before = 0
         self._started = 0.0
         self._here: torch.device | None = None
         self._accumulate_s = 0.0
@@ -147,6 +148,7 @@ class _ProbeWalker:
         self._synchronize(layer)
         measured.forward_s += time.perf_counter() - self._started
         measured.saved_nbytes += self._saved.nbytes - self._saved_before
+        measured.operations += self._watch.operations - self._operations_before
         # While the graph lives, what is live is kept: saved values and the output itself.
         kept = self._watch.live_nbytes()
         measured.forward_workspace_nbytes = max(0, self._watch.peak - max(kept, self._live_before))
@@ -180,6 +182,7 @@ class _ProbeWalker:
     def _begin_segment(self) -> None:
         self._saved_before = self._saved.nbytes
         self._live_before = self._watch.mark()
+        self._operations_before = self._watch.operations
         self._started = time.perf_counter()
 
     def _end_glue(self) -> None:
@@ -191,6 +194,7 @@ class _ProbeWalker:
         saved = self._saved.nbytes - self._saved_before
         measured.saved_nbytes += saved
         measured.glue_saved_nbytes += saved
+        measured.operations += self._watch.operations - self._operations_before
         peak = self._watch.peak - max(self._watch.live_nbytes(), self._live_before)
         measured.forward_workspace_nbytes = max(measured.forward_workspace_nbytes, peak)
 

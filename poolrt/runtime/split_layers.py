@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
 
-from poolrt.errors import PlanError
+from poolrt.errors import ModelError, PlanError
+from poolrt.planning.choose import choose_stages
 from poolrt.planning.limits import OutputCard
 from poolrt.planning.plan import Plan
 from poolrt.planning.planner import plan_stages
 from poolrt.planning.split_facts import SplitFacts
-from poolrt.runtime.decide import Options
+from poolrt.runtime.decide import Options, planning_options
 from poolrt.runtime.layers import Layer
 from poolrt.runtime.measure import Measured
 from poolrt.runtime.microbatch import Call
@@ -24,6 +26,7 @@ from poolrt.runtime.tensor_parallel_profile import split_facts
 from poolrt.topology.topology import Topology
 
 Shares = tuple[float, ...]
+FoundOn = Callable[[], AbstractContextManager[None]]
 
 
 class SplitLayers:
@@ -34,7 +37,7 @@ class SplitLayers:
         call: one batch.
         measured: with that batch.
         topology: the cards; they need not be there.
-        options: what the user asked for; its stages are at least one.
+        options: what the user asked for.
         devices: of the cards, to prove rewrites there; on the host unless given.
     """
 
@@ -58,18 +61,31 @@ class SplitLayers:
         Raises:
             ModelError: if nothing of the model can be split.
         """
-        stages, micro_batches = self._options.stages, self._options.micro_batches
-        return plan_stages(
-            [self.facts(cards) for cards in stages],
-            self._topology,
-            stages,
-            micro_batches=1 if micro_batches == "auto" and len(stages) == 1 else micro_batches,
-            schedule=self._options.schedule,
-            optimizer=self._options.optimizer,
-            splittable=not why_not_split,
-            why_not_split=why_not_split,
-            output_card=output_card,
-        )
+        stages = self._options.stages
+        options = planning_options(self._options, output_card, why_not_split)
+        if options["micro_batches"] == "auto" and len(stages) == 1:
+            options["micro_batches"] = 1
+        options["spill"] = "never"
+        return plan_stages([self.facts(cards) for cards in stages], self._topology, stages, **options)
+
+    def choose(self, output_card: OutputCard, found_on: FoundOn, why_not_split: str = "") -> Plan:
+        """The best plan of whole or split layers; it may be infeasible.
+
+        Args:
+            output_card: where whole outputs are put together.
+            found_on: holds the model whole and bare while it is found out how it can be split.
+            why_not_split: why the batch stays whole, half a sentence.
+        """
+
+        def facts_of(cards: tuple[int, ...]) -> SplitFacts | None:
+            try:
+                with found_on():
+                    return self.facts(cards)
+            except ModelError:
+                return None
+
+        options = planning_options(self._options, output_card, why_not_split)
+        return choose_stages(self._measured.profile, self._topology, facts_of, **options)
 
     def checked(self, plan: Plan) -> Plan:
         """A plan made earlier, after seeing that its stages can split what it says they do.
@@ -118,7 +134,8 @@ class SplitLayers:
         if shares not in self._regions:
             devices = None if self._devices is None else [self._devices[card] for card in cards]
             found = regions_of(self._model, self._call, shares, self._options.batch_dim, devices)
-            self._regions[shares] = found if len(self._options.stages) == 1 else self._inside_layers(found)
+            alone = len(cards) == len(self._topology) or len(self._options.stages) == 1
+            self._regions[shares] = found if alone else self._inside_layers(found)
         return self._regions[shares]
 
     def _shares(self, cards: Sequence[int]) -> Shares:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.hooks import RemovableHandle
 
-from poolrt.planning.profile import LayerFacts, TiedParameter
+from poolrt.planning.profile import CallFacts, LayerFacts, TiedParameter
 from poolrt.planning.split import Split
 from poolrt.planning.split_facts import CardWeights, RegionCall, SplitFacts
 from poolrt.runtime.layers import Layer, unique_tensors
 from poolrt.runtime.measure import Measured
-from poolrt.runtime.memory_watch import granular
+from poolrt.runtime.memory_watch import MemoryWatch, granular
 from poolrt.runtime.microbatch import Call
 from poolrt.runtime.model_state import state_restored
 from poolrt.runtime.regions.plan import Forked, RegionPlan, Rewrite, RowLinear, parameter_splits
@@ -62,6 +62,10 @@ class _Watch:
     running: list[_Running] = field(default_factory=list)
     done: list[RegionCall] = field(default_factory=list)
     counted: dict[int, StorageWeakRef] = field(default_factory=dict)
+    started: list[float] = field(default_factory=list)
+    """when each of the layers' calls began"""
+    memory: MemoryWatch = field(default_factory=MemoryWatch)
+    """counts operations"""
     in_parts: set[int] = field(default_factory=set)
     """addresses of storages that stay in parts on the cards"""
     kept: list[Tensor] = field(default_factory=list)
@@ -69,11 +73,14 @@ class _Watch:
 
     def begin_layer(self) -> None:
         self.call += 1
+        self.started.append(time.perf_counter())
 
     def begin(self, args: Any) -> None:
         inputs = [tensor for tensor in flatten(args).tensors if _address(tensor) not in self.in_parts]
         copied = sum(granular(tensor.nbytes) for tensor in inputs)
-        self.running.append(_Running({_address(t) for t in inputs}, copied, time.perf_counter()))
+        self.running.append(
+            _Running({_address(t) for t in inputs}, copied, time.perf_counter(), self.memory.operations)
+        )
 
     def end(self, name: str, output: Any) -> None:
         running = self.running.pop()
@@ -92,8 +99,18 @@ class _Watch:
                 saved_nbytes=running.saved_nbytes,
                 output_nbytes=sum(granular(tensor.nbytes) for tensor in tensors),
                 in_parts=in_parts,
+                operations=self.memory.operations - running.operations,
             )
         )
+
+    def timed(self, calls: Sequence[CallFacts]) -> list[RegionCall]:
+        """The regions, each as long as its part of its layer's call was here: that was measured where layers lie."""
+        ends = [*self.started[1:], time.perf_counter()]
+        here_s = [end - start for start, end in zip(self.started, ends, strict=True)]
+        return [
+            replace(region, forward_s=region.forward_s / here_s[region.call] * calls[region.call].forward_s)
+            for region in self.done
+        ]
 
     def pack(self, tensor: Tensor) -> None:
         """Autograd keeps `tensor`; nothing of it is kept here, since no backward will come."""
@@ -112,6 +129,8 @@ class _Running:
     """addresses of the storages that it reads whole: these are saved once, on the lead card, and copied to others"""
     copied_nbytes: int
     started: float
+    operations: int
+    """before it"""
     saved_nbytes: int = 0
 
 
@@ -126,8 +145,9 @@ def _watched(model: nn.Module, split: dict[str, Rewrite], measured: Measured, ca
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(watch.pack, _never))
         stack.enter_context(_hooked(watch, measured.layers))
+        stack.enter_context(watch.memory)
         model(*call[0], **call[1])
-    return watch.done
+        return watch.timed(measured.profile.calls)
 
 
 def _never(_packed: Any) -> Tensor:

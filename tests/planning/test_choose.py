@@ -42,13 +42,14 @@ def model(make_chain):
 class Asked:
     """How a model is split: nine tenths of every layer; it remembers who asked."""
 
-    def __init__(self, split, profile, part: float = 0.9) -> None:
-        self.shares: list[tuple[float, ...]] = []
-        self._split, self._profile, self._part = split, profile, part
+    def __init__(self, split, profile, topology, part: float = 0.9) -> None:
+        self.cards: list[tuple[int, ...]] = []
+        self._split, self._profile, self._topology, self._part = split, profile, topology, part
 
-    def __call__(self, shares: tuple[float, ...]):
-        self.shares.append(shares)
-        facts = self._split(self._profile, shares, self._part)
+    def __call__(self, cards: tuple[int, ...]):
+        self.cards.append(cards)
+        memory = [self._topology.cards[card].memory_bytes for card in cards]
+        facts = self._split(self._profile, tuple(nbytes / sum(memory) for nbytes in memory), self._part)
         counted = zip(facts.calls, self._profile.calls, strict=True)
         return replace(facts, calls=tuple(replace(region, operations=call.operations) for region, call in counted))
 
@@ -58,7 +59,7 @@ def choose(split):
     """A function that gives the choice and who was asked for facts."""
 
     def run(profile, topology, **options) -> tuple[Plan, Asked]:
-        asked = Asked(split, profile)
+        asked = Asked(split, profile, topology)
         return choose_stages(profile, topology, asked, **options), asked
 
     return run
@@ -67,7 +68,7 @@ def choose(split):
 def test_one_sample_on_eight_cards_with_fast_links_is_split_over_all(model, choose):
     plan, asked = choose(model(16, 1), box("8x-h100-sxm"))
     assert plan.stages == (tuple(range(8)),)
-    assert asked.shares == [(1 / 8,) * 8], "what cannot be faster is not asked for"
+    assert asked.cards == [tuple(range(8))], "what cannot be faster is not asked for"
     whole = make_plan(model(16, 1), box("8x-h100-sxm"))
     assert plan.predicted_step_s < WORTH * whole.predicted_step_s
     note = next(note for note in plan.notes if note.startswith("Layers are split over cards 0, 1, 2, 3, 4, 5, 6, 7."))
@@ -78,7 +79,7 @@ def test_a_batch_that_can_be_cut_keeps_layers_whole_where_links_are_slow(model, 
     plan, asked = choose(model(16, 32), box("2x-rtx4090"))
     assert plan.stages == ()
     assert plan.micro_batches > 1
-    assert asked.shares == []
+    assert asked.cards == []
     assert any("Layers stay whole" in note and "split over cards 0, 1 at best" in note for note in plan.notes)
 
 
@@ -131,36 +132,27 @@ def test_short_kernels_stay_on_one_card_each(model, choose):
     profile = model(16, 1, forward_s=30 * 10e-6, output_nbytes=64 * KIB)
     plan, asked = choose(profile, box("8x-h100-sxm"))
     assert plan.stages == ()
-    assert asked.shares == []
+    assert asked.cards == []
 
 
 def test_virtual_cards_take_turns_so_a_batch_that_can_be_cut_is(model, choose):
     plan, asked = choose(model(8, 8), virtual_topology([8 << 30] * 2))
     assert plan.stages == ()
-    assert asked.shares == []
+    assert asked.cards == []
 
 
 def test_a_model_that_cannot_be_split_keeps_whole_layers_and_says_so(model):
-    plan = choose_stages(model(16, 1), box("8x-h100-sxm"), lambda shares: None)
+    plan = choose_stages(model(16, 1), box("8x-h100-sxm"), lambda cards: None)
     assert plan.stages == ()
     assert any("not possible: no layer of the model can be" in note for note in plan.notes)
 
 
 def test_pieces_that_are_slower_than_hoped_are_not_chosen(model, split):
     profile = model(16, 1)
-    plan = choose_stages(profile, box("2x-rtx3090-nvlink"), lambda shares: split(profile, shares, 0.1))
+    plan = choose_stages(profile, box("2x-rtx3090-nvlink"), lambda cards: split(profile, (0.5, 0.5), 0.1))
     assert plan.stages == ()
     assert not any("at best" in note for note in plan.notes)
     assert any("Layers stay whole" in note for note in plan.notes)
-
-
-def test_shares_follow_memory_and_equal_groups_are_asked_for_once(model, choose):
-    _, asked = choose(model(16, 2, output_nbytes=32 * MIB), box("4x-rtx3090-two-pairs"))
-    assert asked.shares.count((0.5, 0.5)) == 1
-    topology = virtual_topology([3 << 30, 1 << 30])
-    topology = replace(topology, cards=tuple(replace(card, kind="cuda") for card in topology.cards))
-    _, asked = choose(model(16, 1, weight=MIB), topology)
-    assert set(asked.shares) <= {(0.75, 0.25)}
 
 
 def test_one_card_has_nothing_to_compare(model, choose):

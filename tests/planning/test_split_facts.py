@@ -9,16 +9,9 @@ from __future__ import annotations
 
 import pytest
 
-from poolrt.errors import ConfigurationError
+from poolrt.planning.planner import plan_stages
 from poolrt.planning.profile import CallFacts, LayerFacts, Profile
-from poolrt.planning.tensor_parallel import (
-    CardWeights,
-    RegionCall,
-    SplitFacts,
-    check_cards,
-    plan_split,
-    profile_of_card,
-)
+from poolrt.planning.split_facts import CardWeights, RegionCall, SplitFacts, profile_of_card
 from poolrt.topology.build import virtual_topology
 
 PROFILE = Profile(
@@ -94,15 +87,13 @@ def test_all_cards_together_save_what_one_card_does_and_the_copies():
     assert saved == sum(call.saved_nbytes for call in PROFILE.calls) + 2 * 8
 
 
-def test_a_plan_names_what_is_split_and_what_is_not():
+def test_a_plan_names_what_is_split():
     topology = virtual_topology([1 << 20] * 2)
-    plan = plan_split(facts((0.5, 0.5)), topology, "adamw")
+    plan = plan_stages([facts((0.5, 0.5))], topology, [(0, 1)], micro_batches=1)
     assert plan.feasible
     assert (plan.tensor_parallel, plan.micro_batches, plan.notes) == (2, 1, ("a note",))
-    assert [card.layers for card in plan.cards] == [
-        ("block.attention", "head", "block.norm"),
-        ("block.attention", "head"),
-    ]
+    assert plan.split_modules == ("block.attention", "head")
+    assert [card.layers for card in plan.cards] == [("block", "head")] * 2
     assert [card.predicted_bytes.weights for card in plan.cards] == [60, 60]
     # Virtual cards take turns in forward, 5 s, and work side by side in backward, 10 s / 2; then what crosses.
     assert plan.predicted_step_s == pytest.approx(10.0, abs=0.1)
@@ -111,18 +102,8 @@ def test_a_plan_names_what_is_split_and_what_is_not():
 
 def test_a_card_that_is_too_small_is_named_with_what_is_missing():
     topology = virtual_topology([1 << 20, 64])
-    plan = plan_split(facts((0.5, 0.5)), topology, "adamw")
+    plan = plan_stages([facts((0.5, 0.5))], topology, [(0, 1)], micro_batches=1)
     assert not plan.feasible
     assert plan.reason.startswith("card 1 ")
     assert "too little" in plan.reason
     assert "To make it fit" in plan.reason
-
-
-@pytest.mark.parametrize(("wanted", "cards"), [(2, 1), (2, 3), (4, 2)])
-def test_layers_are_split_over_all_cards_or_not_at_all(wanted: int, cards: int):
-    with pytest.raises(ConfigurationError, match=f"tensor_parallel={wanted}"):
-        check_cards(wanted, virtual_topology([1 << 20] * cards))
-
-
-def test_as_many_ways_as_cards_are_fine():
-    check_cards(3, virtual_topology([1 << 20] * 3))
