@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from poolrt.api import DEFAULT_VIRTUAL_CARDS, DEFAULT_VIRTUAL_MEMORY, discover, virtual
+from poolrt.cards import DEFAULT_VIRTUAL_CARDS, DEFAULT_VIRTUAL_MEMORY, discover, virtual
 from poolrt.cli.terminal import console
 from poolrt.errors import ConfigurationError
 from poolrt.topology.request import VirtualRequest, parse_cards

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from poolrt.api import DEFAULT_VIRTUAL_CARDS, DEFAULT_VIRTUAL_MEMORY, discover
+from poolrt.cards import DEFAULT_VIRTUAL_CARDS, DEFAULT_VIRTUAL_MEMORY, discover
 from poolrt.cli.pasted import add_from_option, print_remarks, read_from
 from poolrt.cli.plot import save_picture
 from poolrt.cli.terminal import console

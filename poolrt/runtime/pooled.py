@@ -9,10 +9,9 @@ came from. A batch that stays whole on a single stage runs in the caller's threa
 
 from __future__ import annotations
 
-import traceback
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -24,15 +23,15 @@ from poolrt.planning.place_by_weight import place_by_weight
 from poolrt.planning.plan import Plan
 from poolrt.planning.profile import Profile, call_path, micro_batch_sizes
 from poolrt.runtime import optimizer_state
-from poolrt.runtime.alias import Aliases
 from poolrt.runtime.assembly import Assembly
 from poolrt.runtime.batch_form import check_signature
 from poolrt.runtime.caps import caps_of
 from poolrt.runtime.decide import Options, checked, decide, feasible, layers_of
 from poolrt.runtime.disguise import MARK, disguise
+from poolrt.runtime.first_batch import measured_with
 from poolrt.runtime.layers import find_layers
 from poolrt.runtime.machine import Machine
-from poolrt.runtime.measure import Measured, measure, threads_per_lane, to_layer
+from poolrt.runtime.measure import threads_per_lane
 from poolrt.runtime.merge_weights import CannotMergeError
 from poolrt.runtime.microbatch import Call, OutputRule, batch_size_of, move_output, scatter
 from poolrt.runtime.on_cards import OnCards
@@ -158,9 +157,9 @@ class Pooled:
             InfeasibleError: if no plan fits the cards; the model stays as it was placed.
         """
         with self._on_cards.bare():
-            measured = self._measure(call)
-            self.layers, profile = list(measured.layers), measured.profile
             self._output_card = self._card_of_outputs(call)
+            measured = measured_with(call, self._on_cards, self.layers, self.topology, self.options, self._output_card)
+            self.layers, profile = list(measured.layers), measured.profile
             self._split = SplitLayers(self.model, call, measured, self.topology, self.options, self.devices)
             plan = self._decide(profile)
         self._adopt(plan, profile)
@@ -170,30 +169,6 @@ class Pooled:
         for device in dict.fromkeys(self.devices):
             if device.type != "cpu":
                 torch.get_device_module(device).reset_peak_memory_stats(device)
-
-    def _measure(self, call: Call) -> Measured:
-        """Profile on the cards; if the weights or one layer's work do not fit there, where the model came from."""
-        if self.options.stages:
-            return self._measure_here(call, nullcontext)
-        try:
-            return self._measure_here(call, lambda: Aliases(self.placement, learning=True).in_place())
-        except torch.OutOfMemoryError as error:
-            traceback.clear_frames(error.__traceback__)
-        self._on_cards.bring_weights_back()
-        return self._measure_here(call, nullcontext)
-
-    def _measure_here(self, call: Call, in_place: Callable[[], AbstractContextManager[None]]) -> Measured:
-        with self._on_cards.unhooked():
-            return measure(
-                self.model,
-                self._on_cards.forward,
-                self.layers,
-                to_layer(self.layers[0].module, call) if self.layers else call,
-                batch_size=batch_size_of(call, self.options.batch_dim) or 1,
-                gathered=self._card_of_outputs(call) != "host",
-                threads=threads_per_lane(self.topology),
-                in_place=in_place,
-            )
 
     def _card_of_outputs(self, call: Call) -> OutputCard:
         """Where whole outputs are put together, in the planner's words."""

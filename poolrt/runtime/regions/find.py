@@ -32,8 +32,9 @@ _MOST_MATRICES = 12
 LARGE = 0.05
 """of the model's parameters: a linear layer left over that has more is split by itself"""
 _VOCABULARY = 0.2
-"""of that: an embedding and logits are split from 1 percent. They have 1.5 to 7 of models of 3 to 20 billion parameters:
-whole, the two of Phi 3 mini alone would be 5. And logits in parts spread what is largest of all activations"""
+"""of that: an embedding and logits are split from 1 percent. They have 1.5 to 7 of models of 3 to 20 billion
+
+parameters: whole, the two of Phi 3 mini alone would be 5. And logits in parts spread what is largest of all activations"""
 
 
 def find_regions(
