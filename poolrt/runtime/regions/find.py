@@ -34,7 +34,7 @@ LARGE = 0.05
 _VOCABULARY = 0.2
 """of that: an embedding and logits are split from 1 percent. They have 1.5 to 7 of models of 3 to 20 billion
 
-parameters: whole, the two of Phi 3 mini alone would be 5. And logits in parts spread what is largest of all activations"""
+parameters: whole, the two of Phi 3 mini alone would be 5. And logits in parts spread the largest of all activations"""
 
 
 def find_regions(
