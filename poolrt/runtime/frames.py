@@ -2,8 +2,8 @@
 
 torch keeps the states of the generators that a frame's arguments lie on, and puts them back when the frame runs again.
 In a lane that is wrong twice: the frame may draw on another card, to which it only goes; and a generator that is put
-back may be another lane's by now. So in a lane a frame keeps how many layers the lane has called, and nothing else of
-the cards: every call of a layer has a seed of its own.
+back may be another lane's by now. So in a lane a frame keeps how many layers the lane has called: every call of a layer
+has a seed of its own. Only if code between layers drew at the frame's begin does the lane go back to that card.
 
     forward     layer 0   layer 1   [ layer 2   layer 3 ]             seed of a call = mix(forward's seed, call, lane)
     call        0         1         [ 2         3       ]
@@ -21,7 +21,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-from poolrt.runtime.lane import current
+from poolrt.runtime.lane import Lane, current
 from poolrt.runtime.machine import LaneWalker
 from poolrt.runtime.random_state import generator_of
 
@@ -29,14 +29,47 @@ _states_of_torch = torch.utils.checkpoint.get_device_states
 _put_back_by_torch = torch.utils.checkpoint.set_device_states
 
 
-@dataclass(frozen=True)
+@dataclass
 class Mark:
     """Where a lane was as a frame began."""
 
+    lane: Lane
     calls: int
     """of layers, before"""
-    held: tuple[torch.device, Tensor] | None
-    """the card that the lane held, and its generator's state: what is drawn before the frame's first layer"""
+    card: int | None
+    """that the lane held"""
+    state: Tensor | None
+    """of that card's generator"""
+    drawn: bool = True
+    """whether glue drew from it, between the begin of the frame and its first layer"""
+
+    @staticmethod
+    def of(walker: LaneWalker) -> Mark:
+        """Where the walker's lane is now."""
+        lane = walker.lane
+        mark = Mark(lane, lane.calls, lane.card, None if lane.device is None else _state(lane.device))
+        walker.before_next.append(mark.note_draws)
+        return mark
+
+    def note_draws(self) -> None:
+        """The lane is about to call a layer, and may leave the card."""
+        if self.state is not None and self.lane.card == self.card and self.lane.device is not None:
+            self.drawn = not torch.equal(self.state, _state(self.lane.device))
+
+    def put_back(self) -> None:
+        """The frame runs again: calls count from here, and glue draws what it drew."""
+        lane = self.lane
+        lane.calls = self.calls
+        if self.card is None or self.state is None:
+            return
+        if self.drawn:
+            lane.go(self.card)
+        if lane.card == self.card and lane.device is not None:
+            generator_of(lane.device).set_state(self.state)
+
+
+def _state(device: torch.device) -> Tensor:
+    return generator_of(device).get_state()
 
 
 def know_lanes() -> None:
@@ -62,18 +95,11 @@ def _states(*args: Any) -> tuple[list[int], list[Any]]:
     walker = current.walker
     if not isinstance(walker, LaneWalker) or not walker.lane.is_seeded:
         return _states_of_torch(*args)
-    device = walker.lane.device
-    held = None if device is None else (device, generator_of(device).get_state())
-    return [], [Mark(walker.lane.calls, held)]
+    return [], [Mark.of(walker)]
 
 
 def _put_back(devices: Sequence[int], states: Sequence[Any], **options: Any) -> None:
-    mark = states[0] if states else None
-    if not isinstance(mark, Mark):
+    if states and isinstance(states[0], Mark):
+        states[0].put_back()
+    else:
         _put_back_by_torch(devices, states, **options)
-        return
-    walker = current.walker
-    assert isinstance(walker, LaneWalker), "what ran in a lane runs again in it"
-    walker.lane.calls = mark.calls
-    if mark.held is not None and walker.lane.device == mark.held[0]:
-        generator_of(mark.held[0]).set_state(mark.held[1])

@@ -44,11 +44,15 @@ class LaneWalker:
 
     def __init__(self, machine: Machine, lane: Lane, glue: Glue) -> None:
         self._machine, self.lane, self._glue = machine, lane, glue
+        self.before_next: list[Callable[[], None]] = []
+        """what is to be done before the next layer"""
         self._paused: list[bool] = []
 
     def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Go to the layer's card with its arguments."""
         self._paused.append(pause(self._glue))  # first: looking at a tensor's device would call the watch
+        while self.before_next:
+            self.before_next.pop()()
         moved = self.lane.enter(self._machine.placement.card_of_layer[layer], (args, kwargs))
         self.lane.seed_call()
         if self._is_watched(layer) and self._paused[-1]:
