@@ -253,7 +253,7 @@ def _notes(model: nn.Module, split: dict[str, Rewrite]) -> Iterator[str]:
         yield (
             f"dropout inside {len(dropping)} split layers ({dropping[0]}, ...) draws on every card for its own part: "
             "masks are other ones than on one card, with the same probability, so results agree statistically and not "
-            "to the bit"
+            "to the bit; the same seed gives the same masks, also where a checkpoint runs a layer again"
         )
 
 
