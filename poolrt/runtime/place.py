@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from poolrt.runtime.caps import Caps
 from poolrt.runtime.layers import Layer
+from poolrt.runtime.regions.traffic import Traffic
 from poolrt.runtime.sharded.parameter import ShardedParameter
 from poolrt.runtime.sharded.tensor import ShardedTensor
 from poolrt.runtime.spill import Spill
@@ -47,6 +48,8 @@ class Placement:
         caps: Caps | None = None,
     ) -> None:
         self.caps = caps
+        self.traffic = Traffic()
+        """the copies that split layers make between cards"""
         self.together: dict[int, tuple[int, ...]] = {}
         """lead card to all cards of its stage, itself first, where there are several"""
         self.model = model

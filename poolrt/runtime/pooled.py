@@ -62,8 +62,8 @@ class Pooled:
         self.layers = layers_of(plan, model) if plan else find_layers(model, at_least=2 * len(stages or topology.cards))
         self.plan = plan
         self.profile: Profile | None = None
-        self.crossed: tuple[int, int] | None = None
-        """(tensors, bytes) that lanes copied between stages in the last step, forward and backward together"""
+        self._crossed: tuple[int, int] | None = None
+        """what lanes copied in the last step"""
         self._given_plan = plan is not None
         self._clock = StepClock()
         self._splitting = Splitting(options.batch_dim)
@@ -91,6 +91,11 @@ class Pooled:
     def step_s(self) -> list[float]:
         """Seconds of each step so far, forward and backward together."""
         return self._clock.step_s
+
+    @property
+    def crossed(self) -> tuple[int, int] | None:
+        """(tensors, bytes) copied between cards in the last step, forward and backward; None before the first."""
+        return self._crossed or self.placement.traffic.crossed
 
     def start(self, call: Call | None) -> None:
         """Place the weights, prepare with a first batch if there is one, and take the place of the model's forward.
@@ -258,7 +263,8 @@ class Pooled:
     def _in_one_place(self, call: Call) -> Any:
         target = self._output_device(call)
         args, kwargs = self.placement.to_first_card(call)
-        with self._clock.forward() as step:
+        self._crossed = None
+        with self._clock.forward() as step, self.placement.traffic.forward():
             output = self._on_cards.forward(*args, **kwargs)
             step.watch(flatten(output).tensors)
         return output if target is None else map_tensors(output, lambda t: move_output(t, target))
@@ -279,7 +285,7 @@ class Pooled:
 
     def _note(self, step: Step) -> None:
         self.step_s.append(step.forward_s + step.backward_s)
-        self.crossed = (step.crossed_tensors, step.crossed_nbytes)
+        self._crossed = (step.crossed_tensors, step.crossed_nbytes)
 
     def _output_device(self, call: Call) -> torch.device | None:
         """Outputs come back to where the batch came from, as with one card."""

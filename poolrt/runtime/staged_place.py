@@ -88,7 +88,7 @@ class StagedPlacement(Placement):
             self._owners.update({id(piece): (parameter, position) for position, piece in enumerate(held)})
         try:
             for stage in self.stages:
-                installed = Installed(self.model, stage.regions, self.devices_of(stage), _pieces)
+                installed = Installed(self.model, stage.regions, self.devices_of(stage), _pieces, self.traffic)
                 self._installed.append((stage, installed))
         except BaseException:
             self.uninstall()

@@ -123,7 +123,7 @@ class Step:
         current.walker = LaneWalker(self._machine, lane, glue)
         try:
             args, kwargs = lane.enter(placement.first_card, self._parts[lane.index])
-            with glue:
+            with glue, placement.traffic.forward(lane.crossings.count):
                 output = self._machine.forward(*args, **kwargs)
         finally:
             current.walker = None

@@ -1,4 +1,7 @@
-"""The copies of one step of a split model: counted by its regions, and by the links themselves."""
+"""The copies of one step of a split model: counted by its regions, and by the links themselves.
+
+Batches come from the host, and outputs go back there, past the links between the cards.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from torch import Tensor, nn
+from torch import nn
 
 import poolrt
 from poolrt.topology.topology import Topology
@@ -41,10 +44,6 @@ def carried_by_all(count: int) -> tuple[int, int]:
     return sum(copies for copies, _ in found), sum(nbytes for _, nbytes in found)
 
 
-def on_lead(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: values.to("vcard:0") for name, values in batch.items()}
-
-
 MODELS = {"bert": zoo.bert, "llama": zoo.llama, "gpt2": zoo.gpt2, "t5": zoo.t5}
 
 
@@ -64,7 +63,6 @@ def test_what_is_counted_is_what_the_links_have_carried(name: str, count: int, s
     assert poolrt.report(model).measured_crossings is None
     if slow:
         slow_down(count)
-    batch = on_lead(batch)
     for _ in range(2):
         before = carried_by_all(count)
         loss = model(**batch).loss
@@ -96,7 +94,6 @@ def test_llama_sends_masks_and_tables_once(monkeypatch: pytest.MonkeyPatch):
         poolrt.shard(model, topology=cards(2), sample=batch, tensor_parallel=2)
         if not shared:
             monkeypatch.setattr(KnownCopies, "find", lambda known, tensor: None)
-        batch = on_lead(batch)
         before = carried(0, 1)[0], carried(1, 0)[0]
         loss = model(**batch).loss
         between = carried(0, 1)[0], carried(1, 0)[0]
@@ -106,3 +103,54 @@ def test_llama_sends_masks_and_tables_once(monkeypatch: pytest.MonkeyPatch):
     assert counts[0] == [forward_there, forward_back, backward_there, backward_back]
     again = (LAYERS - 1) * READ_BY_EVERY_LAYER
     assert counts[1] == [forward_there + again, forward_back, backward_there, backward_back]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_stages_of_several_cards_count_both(micro_batches: int):
+    """What lanes move from stage to stage, and what the cards of a stage exchange; not what the model's code moves."""
+    model, batch = built("llama")
+    batch["use_cache"] = False  # it would be an output, put together from all cards
+    by_its_loss = batch["labels"].to(torch.int64).nbytes
+    stages = [[0, 1], [2, 3]]
+    poolrt.shard(
+        model, topology=cards(4), sample=batch, tensor_parallel=stages, micro_batches=micro_batches, schedule="gpipe"
+    )
+    for _ in range(2):
+        before = carried_by_all(4)
+        model(**batch).loss.backward()
+        after = carried_by_all(4)
+    report = poolrt.report(model)
+    found = report.measured_crossings + micro_batches, report.measured_crossed_bytes + by_its_loss
+    assert found == (after[0] - before[0], after[1] - before[1])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_sends_again_what_it_repeats(reentrant: bool):
+    counts, gradients = [], []
+    for checkpoints in (False, True):
+        model, batch = built("gpt2")
+        poolrt.shard(model, topology=cards(2), sample=batch, tensor_parallel=2)
+        if checkpoints:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        slow_down(2)
+        before = carried_by_all(2)
+        model.train()(**batch).loss.backward()
+        after = carried_by_all(2)
+        clear_links()
+        report = poolrt.report(model)
+        assert report.measured_crossings == after[0] - before[0]
+        counts.append(after[0] - before[0])
+        gradients.append([parameter.grad.cpu() for parameter in model.parameters()])
+    assert counts[1] > counts[0]
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
+
+
+def test_copies_end_with_the_forward():
+    model, batch = built("llama")
+    poolrt.shard(model, topology=cards(2), sample=batch, tensor_parallel=2)
+    with torch.no_grad():
+        model(**batch)
+        used = torch.vcard.memory_allocated(1)
+        output = model(**batch, use_cache=False)
+        assert torch.vcard.memory_allocated(1) == used
+    del output

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from poolrt.transfer.collectives.exchange import Exchange
 from poolrt.transfer.collectives.known import KnownCopies
+from poolrt.transfer.collectives.run import Note
 
 
 class Step:
-    """The copies of one forward, and of its backward."""
+    """The copies of one forward, and of its backward; `note` is told of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Note | None = None) -> None:
         self.tensors = self.nbytes = 0
+        self._note = note
         self.known: KnownCopies | None = KnownCopies()
         """None once the forward is over"""
         self.went_back = False
@@ -36,6 +38,8 @@ class Step:
             self.tensors += 1
             self.nbytes += tensor.nbytes
             self.went_back = self.went_back or self.known is None
+            if self._note is not None:
+                self._note(tensor)
 
 
 class _Current(threading.local):
@@ -57,11 +61,11 @@ class Traffic:
         return None if step is None else (step.tensors, step.nbytes)
 
     @contextmanager
-    def forward(self) -> Iterator[Step]:
-        """A forward: what is forked inside is sent to each card once."""
+    def forward(self, note: Note | None = None) -> Iterator[Step]:
+        """A forward: what is forked inside is sent to each card once. `note` is told of every copy, in backward too."""
         if self._last is not None and self._last.went_back:
             self._went_back = self._last
-        outer, step = self._current.step, Step()
+        outer, step = self._current.step, Step(note)
         self._current.step = self._last = step
         try:
             yield step
