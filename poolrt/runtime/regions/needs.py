@@ -8,7 +8,7 @@ rows of A (a head, a few hidden units) that belong to them, whatever the layout:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,8 +81,10 @@ def _by_dimension(gradient: Tensor | None, noise: float) -> list[Tensor] | None:
     return [used.movedim(dim, 0).flatten(1).any(1) if used.dim() > 1 else used.clone() for dim in range(gradient.dim())]
 
 
-def row_weights(probe: RegionProbe, first: Sequence[str] = ()) -> list[RowWeight]:
+def row_weights(probe: RegionProbe, first: Sequence[str] = ()) -> Iterator[RowWeight]:
     """The weights that may be row weights: the output is the sum of what the parts of such a weight give.
+
+    Each is asked about when its turn comes: who has found what they look for asks no more.
 
     Args:
         probe: the region.
@@ -90,12 +92,10 @@ def row_weights(probe: RegionProbe, first: Sequence[str] = ()) -> list[RowWeight
     """
     names = [name for name, weight in probe.parameters.items() if weight.dim() > 1]
     ordered = [*(name for name in first if name in names), *(name for name in reversed(names) if name not in first)]
-    return [
-        RowWeight(name, dim)
-        for name in ordered
-        for dim in reversed(range(probe.parameters[name].dim()))
-        if _is_sum_of_parts(probe, RowWeight(name, dim))
-    ]
+    for name in ordered:
+        for dim in reversed(range(probe.parameters[name].dim())):
+            if _is_sum_of_parts(probe, RowWeight(name, dim)):
+                yield RowWeight(name, dim)
 
 
 def _is_sum_of_parts(probe: RegionProbe, row: RowWeight) -> bool:

@@ -23,6 +23,8 @@ _GOOD = 0.15
 """above an even share of the weights: a row weight that leaves cards with less is taken without a look at others"""
 
 
+_Dealt = tuple[Needs, Dealing, tuple[int, ...]]
+"""the needs of a row weight, the pieces of the region that follow, and the granules of its cuts"""
 Read = tuple[Attribute, ...]
 """the whole numbers that the code of a region reads"""
 
@@ -107,31 +109,40 @@ def _check_module(module: nn.Module) -> None:
 def _fit_best(
     probe: RegionProbe, shares: Sequence[float], hints: Sequence[str], only: Sequence[str] | None = None
 ) -> tuple[Forked, Read]:
-    """The fit of the row weight that leaves each card with the least."""
+    """The fit of a row weight that leaves the cards with little enough, at once; else of the one that leaves least."""
     problems: list[str] = []
-    fitted: list[str] = []
-    candidates: list[tuple[Needs, Dealing, tuple[int, ...]]] = []
+    unfit: list[str] = []
+    left: list[_Dealt] = []
     for row in row_weights(probe, hints):
         if only is not None and row.name not in only:
-            continue
+            break  # they come first
         try:
             found = _dealt(probe, row, shares)
         except (NotSplittableError, ConfigurationError) as problem:
             problems.append(str(problem))
             continue
-        candidates.append(found)
-        if found[1].share <= 1 / len(shares) + _GOOD:
-            break
-    for needs, dealing, granules in sorted(candidates, key=lambda item: item[1].share):
-        try:
-            return Fitting(needs, dealing, granules).fit()
-        except NotSplittableError as problem:
-            fitted.append(what_spans(needs, dealing.splits) or str(problem))
-    problems = [*fitted, *problems]
+        if found[1].share > 1 / len(shares) + _GOOD:
+            left.append(found)
+        elif (fit := _fit(found, unfit)) is not None:
+            return fit
+    for found in sorted(left, key=lambda found: found[1].share):
+        if (fit := _fit(found, unfit)) is not None:
+            return fit
+    problems = [*unfit, *problems]
     raise NotSplittableError(problems[0] if problems else "no weight of it is one whose parts' outputs add up")
 
 
-def _dealt(probe: RegionProbe, row: RowWeight, shares: Sequence[float]) -> tuple[Needs, Dealing, tuple[int, ...]]:
+def _fit(found: _Dealt, unfit: list[str]) -> tuple[Forked, Read] | None:
+    """The fit; None if there is none: why is added to `unfit`."""
+    needs, dealing, granules = found
+    try:
+        return Fitting(needs, dealing, granules).fit()
+    except NotSplittableError as problem:
+        unfit.append(what_spans(needs, dealing.splits) or str(problem))
+        return None
+
+
+def _dealt(probe: RegionProbe, row: RowWeight, shares: Sequence[float]) -> _Dealt:
     needs = Needs(probe, row)
     check_promising(needs)
     granules = levels(needs)

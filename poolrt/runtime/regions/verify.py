@@ -1,7 +1,7 @@
 """Proof of a rewrite: forward and backward, whole against split, with random weights, before it is used.
 
-    whole:  output, gradient of every input and weight         on the host
-    split:  the same from pieces, on the cards                 must be equal as reordered sums are
+    whole:  output, gradient of every input and weight, what is put into a cache         on the host
+    split:  the same from pieces, on the cards; the cache read whole                     equal, as reordered sums are
 
 The module is only read; weights, buffers and inputs are copies.
 """
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from poolrt.planning.split import Split
 from poolrt.runtime.regions.build import split_forward
+from poolrt.runtime.regions.cache_heads import NotedCache, with_cache
 from poolrt.runtime.regions.forked import gathered, sliced
-from poolrt.runtime.regions.plan import Rewrite, parameter_splits
+from poolrt.runtime.regions.plan import Forked, Rewrite, parameter_splits
 from poolrt.runtime.regions.probe import Call, RegionProbe, differs, evaluated, largest_of
 from poolrt.runtime.regions.replica import put_buffers, put_parameters, replicate
 from poolrt.runtime.trees import Tree, flatten
@@ -68,6 +69,7 @@ class _Comparison:
             if name not in self._splits
         }
         self._split_module = self._rewritten(rewrites, devices)
+        self._cache_arguments = [r.cache.argument for r in rewrites if isinstance(r, Forked) and r.cache is not None]
         self._split_call, self._split_inputs = self._call_on_lead()
 
     def first_difference(self) -> str | None:
@@ -86,6 +88,8 @@ class _Comparison:
             problem = "no output of it can be differentiated"
         for names in self._groups():
             problem = problem or self._gradients_differ(names, weightings)
+        for argument in self._cache_arguments:
+            problem = problem or self._caches_differ(argument)
         return problem
 
     def let_go(self) -> None:
@@ -132,6 +136,18 @@ class _Comparison:
         for leaf, tensor in zip(whole.leaves, split.tensors, strict=True):
             if differs(leaf.tensor.detach(), tensor.detach().cpu(), self._probe.tolerance):
                 return f"its output {leaf.path or 'tensor'} differs"
+        return None
+
+    def _caches_differ(self, argument: str) -> str | None:
+        whole, split = NotedCache(), NotedCache()
+        args, kwargs = with_cache(self._split_call, argument, split)
+        with torch.no_grad():
+            self._probe.run_call(with_cache(self._probe.call, argument, whole))
+            self._split_module(*args, **kwargs)
+        for name in ("keys", "values"):
+            mine, theirs = (getattr(cache.layers[0], name) for cache in (whole, split))
+            if differs(mine, theirs.cpu(), self._probe.tolerance):
+                return f"the {name} in its cache differ"
         return None
 
     def _groups(self) -> list[list[str]]:

@@ -80,14 +80,6 @@ def test_tied_parameters_are_one_entry_with_one_split():
     assert {region.name for region in plan.regions} >= {"lm_head", "model.embed_tokens"}
 
 
-def test_a_hint_says_where_to_look_and_not_what_is_there(monkeypatch: pytest.MonkeyPatch):
-    model, batch = SPECIMENS["llama-4"].build()
-    expected = plan_for(model, batch).splits
-    wrong = {f"model.layers.*.self_attn.{name}_proj": "rowwise" for name in "qkv"}
-    monkeypatch.setattr(type(model), "tp_plan", property(lambda self: wrong))
-    assert plan_for(model, batch).splits == expected
-
-
 class Wide(nn.Module):
     """One linear layer that is most of the model."""
 

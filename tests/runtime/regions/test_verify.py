@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from poolrt.planning.split import Split
 from poolrt.runtime.regions.capture import capture
 from poolrt.runtime.regions.find import find_regions
-from poolrt.runtime.regions.plan import Forked, Region, Rewrite, RowLinear, SplitAttention, SplitEmbedding
+from poolrt.runtime.regions.plan import Forked, Kind, Region, Rewrite, RowLinear, SplitAttention, SplitEmbedding
 from poolrt.runtime.regions.verify import difference
 
 HOST = torch.device("cpu")
@@ -46,6 +46,7 @@ FORMS = [
     ("multi-head", "llama-4", "layers.0.self_attn", "v_proj.weight"),
     ("multi-head queries", "llama-4", "layers.0.self_attn", "q_proj.weight"),
     ("grouped", "llama-2", "layers.0.self_attn", "k_proj.weight"),
+    ("alibi", "falcon-alibi", "h.0.self_attention", "query_key_value.weight"),
     ("multi-query", "falcon-multi-query", "h.0.self_attention", "query_key_value.weight"),
     ("fused", "gpt2", "h.0.attn", "c_attn.weight"),
     ("fused bias", "gpt2", "h.0.attn", "c_attn.bias"),
@@ -105,6 +106,14 @@ def test_a_planted_permutation_is_caught(specimen: str, name: str, parameter: st
     assert difference(module, calls[context], wrong, [HOST, HOST]) is not None
 
 
+def test_every_form_of_region_has_a_wrong_one_that_is_caught(found: dict[str, Any]):
+    caught = {
+        next(r.kind for r in found[specimen][1].regions if r.rewrites[0].module.endswith(name))
+        for _, specimen, name, _ in FORMS
+    }
+    assert caught == set(get_args(Kind))
+
+
 def region_of(found: dict[str, Any], specimen: str, name: str) -> tuple[nn.Module, Any, Any]:
     model, plan, calls = found[specimen]
     region = next(r for r in plan.regions if r.rewrites[0].module.endswith(name))
@@ -116,6 +125,28 @@ def test_a_wrong_number_is_caught(found: dict[str, Any]):
     module, call, rewrite = region_of(found, "gpt2", "h.0.attn")
     (change,) = rewrite.attributes
     wrong = replace(rewrite, attributes=(replace(change, values=tuple(value // 2 for value in change.values)),))
+    assert difference(module, call, [wrong], [HOST, HOST]) is not None
+
+
+@pytest.mark.parametrize(("specimen", "name"), [("llama-2", "layers.0.self_attn"), ("gpt2", "h.0.attn")])
+@pytest.mark.parametrize("which", ["keys", "values"])
+def test_heads_that_a_cache_would_give_in_another_order_are_caught(
+    specimen: str, name: str, which: str, found: dict[str, Any]
+):
+    module, call, rewrite = region_of(found, specimen, name)
+    assert difference(module, call, [rewrite], [HOST, HOST]) is None
+    split = getattr(rewrite.cache, which)
+    swapped = Split(dim=split.dim, pieces=split.pieces[::-1])
+    wrong = replace(rewrite, cache=replace(rewrite.cache, **{which: swapped}))
+    assert difference(module, call, [wrong], [HOST, HOST]) == f"the {which} in its cache differ"
+
+
+def test_a_part_of_an_input_that_goes_to_the_wrong_card_is_caught(found: dict[str, Any]):
+    """The alibi of the other card's heads."""
+    module, call, rewrite = region_of(found, "falcon-alibi", "h.0.self_attention")
+    (part,) = rewrite.inputs
+    wrong = replace(rewrite, inputs=(replace(part, split=exchanged(part.split)),))
+    assert difference(module, call, [rewrite], [HOST, HOST]) is None
     assert difference(module, call, [wrong], [HOST, HOST]) is not None
 
 
