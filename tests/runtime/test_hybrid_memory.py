@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
+import torch
 from runtime.test_tensor_parallel_memory import MODELS, batch_of, cards, measured_peaks
 
 import poolrt
@@ -28,3 +30,24 @@ def test_the_peak_of_every_card_is_the_plans(name: str, stages: Any, micro_batch
     assert poolrt.report(model).plan.micro_batches == micro_batches
     for card, measured in zip(plan.cards, measured_peaks(model, batch), strict=True):
         assert card.predicted_peak_bytes == pytest.approx(measured, rel=0.05), f"card {card.index}"
+
+
+def test_what_a_card_of_a_stage_cannot_hold_of_its_pieces_comes_from_the_pool():
+    model, batch = MODELS["llama"]().double(), batch_of(8, 32)
+    reference, topology = copy.deepcopy(model), cards(4, "4200KiB")
+    options = {"topology": topology, "sample": batch, "tensor_parallel": 2, "micro_batches": 4}
+    with pytest.raises(poolrt.errors.InfeasibleError):
+        poolrt.shard(model, **options, spill="never")
+    poolrt.shard(model, **options, spill="64MiB")
+    assert poolrt.report(model).plan.spills
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-3) for each in (reference, model)]
+    for _ in range(3):
+        losses = []
+        for each, optimizer in zip((reference, model), optimizers, strict=True):
+            optimizer.zero_grad()
+            losses.append(each(**batch).loss)
+            losses[-1].backward()
+            optimizer.step()
+        assert torch.allclose(*losses, rtol=1e-6)
+    peaks = poolrt.report(model).measured_peak_bytes
+    assert all(peak <= card.memory_bytes for peak, card in zip(peaks, topology.cards, strict=True))
