@@ -68,7 +68,7 @@ class KnownCopies:
         if entry is None or entry.source() is not tensor:
             return None
         sent = [arrival for arrival in entry.arrivals if arrival is not None]
-        if any(arrival.tensor._version != version for arrival, version in zip(sent, entry.versions, strict=True)):
+        if any(version_of(arrival.tensor) != version for arrival, version in zip(sent, entry.versions, strict=True)):
             return None
         arrivals = [Arrival(tensor, crossed=False) if arrival is None else arrival for arrival in entry.arrivals]
         return Copies([tensor], [tensor._version], [arrival.tensor for arrival in arrivals], arrivals)
@@ -80,7 +80,7 @@ class KnownCopies:
             return
         key = (id(tensor), tensor._version)
         arrivals = [arrival if arrival.crossed else None for arrival in copies.arrivals]
-        versions = [arrival.tensor._version for arrival in arrivals if arrival is not None]
+        versions = [version_of(arrival.tensor) for arrival in arrivals if arrival is not None]
         self._entries[key] = _Entry(weakref.ref(tensor, self._forget(key)), arrivals, versions)
 
     def clear(self) -> None:
