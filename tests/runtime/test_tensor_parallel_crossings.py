@@ -16,8 +16,9 @@ from torch import nn
 
 import poolrt
 from poolrt.topology.topology import Topology
+from poolrt.transfer import routes
 from poolrt.transfer.collectives.known import KnownCopies
-from poolrt.virtual_cards.links import carried, clear_links, set_link
+from poolrt.virtual_cards.links import carried, clear_faults, clear_links, is_up, set_fault, set_link
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,6 +27,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def no_links_left() -> Iterator[None]:
     yield
     clear_links()
+    clear_faults()
+    routes.current().forget("vcard")
 
 
 def cards(count: int) -> Topology:
@@ -154,3 +157,28 @@ def test_copies_end_with_the_forward():
         output = model(**batch, use_cache=False)
         assert torch.vcard.memory_allocated(1) == used
     del output
+
+
+@pytest.mark.parametrize(("name", "count"), [("bert", 2), ("t5", 2), ("llama", 3)])
+def test_slow_links_change_no_bit_of_two_steps(name: str, count: int):
+    """Copies are immediate, or take their time over links of unequal speed; one of those dies in the second step."""
+    found = []
+    for slow in (False, True):
+        model, batch = built(name)
+        poolrt.shard(model, topology=cards(count), sample=batch, tensor_parallel=count)
+        if slow:
+            slow_down(count)
+        losses = []
+        for step in range(2):
+            if slow and step == 1:
+                set_fault(0, 1, "dies", after_copies=3)
+            losses.append(model(**batch).loss)
+            losses[-1].backward()
+        clear_links()
+        for card in range(count):
+            torch.vcard.synchronize(card)
+        assert not slow or torch.vcard.hazards() == []
+        assert is_up(0, 1) is not slow
+        clear_faults()
+        found.append([loss.detach() for loss in losses] + [parameter.grad.cpu() for parameter in model.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))

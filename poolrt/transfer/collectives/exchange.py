@@ -15,6 +15,7 @@ price that every card passes on what it was given before it begins. Then, too, t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 import torch
@@ -81,7 +82,8 @@ class Exchange:
         """What was sent may be changed afterwards. A card that gave something back had read what it was given."""
         for card, arrived in self._read:
             if card not in self._returned:
-                current_stream(self._underway.lead).wait_event(arrived)
+                with suppress(torch.AcceleratorError):  # it was told to the reader, who has it by another way
+                    current_stream(self._underway.lead).wait_event(arrived)
 
     # ---- out
 

@@ -168,6 +168,15 @@ def test_a_link_that_dies_changes_no_bit(cards, link, after):
     assert routes.current().is_lost(cards[link[0]], cards[link[1]])
 
 
+def test_a_link_that_dies_under_a_copy_that_nothing_comes_back_for(cards):
+    x = numbers(cards[0])
+    set_fault(0, 1, "dies")
+    with Exchange(cards) as exchange:
+        copies = exchange.fork(x)
+        exchange.land_all()
+    assert all(torch.equal(copy.cpu(), x.cpu()) for copy in copies)
+
+
 # ---- who works while copies are on their way
 
 
