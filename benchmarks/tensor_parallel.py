@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import poolrt
+from poolrt.transfer.collectives.exchange import Exchange
 
 FULL = BertShape(layers=12, batch_size=8)
 QUICK = BertShape(layers=2, hidden=128, batch_size=4, sequence_length=32)
@@ -90,25 +91,35 @@ def measure(shape: BertShape, cards: int, rounds: int, memory: str, *, cuda: boo
         whole(**on_lead)
     synchronize(topology)
     forward_s = _median_s(lambda: whole(**on_lead), topology, rounds)
-    plan = poolrt.report(split).plan
+    plan, launch_s = poolrt.report(split).plan, _launch_s(lead, topology)
     return {
         "shape": vars(shape),
         "cards": cards,
-        "regions": _regions(whole, split, on_lead, plan.cards[-1].layers, topology, rounds),
+        "regions": _regions(whole, split, on_lead, plan.split_modules, topology, rounds, launch_s),
         "median_s": {name: statistics.median(values) for name, values in times.items()},
         "seconds": times,
         "split_over_one_card": median_ratio(times["split layers"], times["one card"]),
         "split_over_layers_on_cards": median_ratio(times["split layers"], times["layers on cards"]),
         "predicted_step_s": plan.predicted_step_s,
-        "launch_bound": {"mean_operation_s": forward_s / counted.count, "launch_s": _launch_s(lead, topology)},
+        "launch_bound": {"mean_operation_s": forward_s / counted.count, "launch_s": launch_s},
         "notes": list(plan.notes),
     }
 
 
 def _regions(
-    whole: nn.Module, split: nn.Module, batch: dict[str, Tensor], names: tuple[str, ...], topology: Any, rounds: int
+    whole: nn.Module,
+    split: nn.Module,
+    batch: dict[str, Tensor],
+    names: tuple[str, ...],
+    topology: Any,
+    rounds: int,
+    launch_s: float,
 ) -> list[dict[str, Any]]:
-    """One row for each form of region: modules whose names differ in a number alone are of one form."""
+    """One row for each form of region: modules whose names differ in a number alone are of one form.
+
+    `split_launch_s` is what one thread takes to start the operations of all cards, were they empty: no region that is
+    split can be faster. `exchange_s` is what its copies and sums take without any work between them.
+    """
     forms: dict[str, list[str]] = {}
     for name in names:
         forms.setdefault(re.sub(r"\d+", "N", name), []).append(name)
@@ -121,6 +132,8 @@ def _regions(
             "calls": 1 + len(others),
             "copies": after["copies"],
             "copied_nbytes": after["copied_nbytes"],
+            "split_launch_s": after["operations"] * launch_s,
+            "exchange_s": _exchange_s(whole, name, batch, topology, rounds),
         }
         for kind, found in (("whole", before), ("split", after)):
             row |= {f"{kind}_operations": found["operations"], f"{kind}_s": found["s"]}
@@ -140,6 +153,27 @@ def _region(model: nn.Module, name: str, batch: dict[str, Tensor], topology: Any
         "copies": counted.copies,
         "copied_nbytes": counted.copied_nbytes,
     }
+
+
+def _exchange_s(model: nn.Module, name: str, batch: dict[str, Tensor], topology: Any, rounds: int) -> float:
+    """Seconds to give a region's tensors to all cards, and to add up as many bytes as its output has."""
+    args, kwargs = _call_of(model, name, batch)
+    devices = [torch.device(card.device) for card in topology.cards]
+    inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    with torch.no_grad():
+        outputs = tree_leaves(model.get_submodule(name)(*args, **kwargs))
+    like = next(leaf for leaf in outputs if isinstance(leaf, Tensor))
+    parts = [torch.zeros_like(like, device=device) for device in devices]
+
+    def exchanged() -> None:
+        with torch.no_grad(), Exchange(devices) as exchange:
+            for tensor in inputs:
+                exchange.fork(tensor)
+            for card in range(len(devices)):
+                exchange.land(card)
+            exchange.join([exchange.leave(card, part) for card, part in enumerate(parts)])
+
+    return _median_s(exchanged, topology, rounds)
 
 
 def _call_of(model: nn.Module, name: str, batch: dict[str, Tensor]) -> Any:
@@ -193,6 +227,8 @@ def _region_table(rows: list[dict[str, Any]]) -> Table:
         "KiB copied",
         "ms whole",
         "split",
+        "of it launches",
+        "exchange",
     )
     table.title = "One call of each form of region, forward"
     for row in rows:
@@ -205,6 +241,8 @@ def _region_table(rows: list[dict[str, Any]]) -> Table:
             f"{row['copied_nbytes'] / 1024:.1f}",
             f"{row['whole_s'] * 1e3:.3f}",
             f"{row['split_s'] * 1e3:.3f}",
+            f"{row['split_launch_s'] * 1e3:.3f}",
+            f"{row['exchange_s'] * 1e3:.3f}",
         )
     return table
 
