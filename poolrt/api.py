@@ -51,7 +51,8 @@ def plan(
         schedule: "auto" is "gpipe".
         tensor_parallel: over how many cards each layer is split: 2 of 4 cards make two stages of two, 4 one stage; or
             the cards of each stage, such as [[0, 1], [2]]. 1: whole layers go to different cards. "auto": the better
-            of these by prediction, if `micro_batches` and `spill` are left open too.
+            of these by prediction, if `micro_batches` and `spill` are left open too; on virtual cards layers are split
+            only if they do not fit whole.
         batch_dim: the dimension of inputs along which samples lie.
         optimizer: what will train it: "adamw", "sgd", ...; "none" for inference.
         spill: where to put what does not fit the cards: "auto" (other cards, then the host), "never", or how much
@@ -122,7 +123,8 @@ def shard(
         schedule: "auto" is "gpipe".
         tensor_parallel: over how many cards each layer is split: 2 of 4 cards make two stages of two, 4 one stage; or
             the cards of each stage, such as [[0, 1], [2]]. 1: whole layers go to different cards. "auto": the better
-            of these by prediction, if `micro_batches` and `spill` are left open too.
+            of these by prediction, if `micro_batches` and `spill` are left open too; on virtual cards layers are split
+            only if they do not fit whole.
         batch_dim: the dimension of inputs along which samples lie.
         optimizer: what will train it; its state is planned for.
         spill: where to put what does not fit the cards: "auto" (other cards, then the host), "never", or how much

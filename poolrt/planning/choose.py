@@ -47,7 +47,14 @@ class PlanOptions(TypedDict, total=False):
     host_bytes: int
 
 
-def choose_stages(profile: Profile, topology: Topology, facts_of: FactsOf, **options: Unpack[PlanOptions]) -> Plan:
+def choose_stages(
+    profile: Profile,
+    topology: Topology,
+    facts_of: FactsOf,
+    *,
+    by_time: bool = True,
+    **options: Unpack[PlanOptions],
+) -> Plan:
     """The plan of whole layers, or one whose layers are split over groups of cards where that is the better one.
 
     Layers are split if nothing fits with whole ones unless it spills, or if a step is predicted to take at most WORTH
@@ -58,26 +65,40 @@ def choose_stages(profile: Profile, topology: Topology, facts_of: FactsOf, **opt
         topology: the cards.
         facts_of: asked for groups of cards, the lead card first; a card with twice the memory of another has twice its
             share.
+        by_time: False if the profile's seconds are not those of such cards: then memory alone decides, and layers that
+            fit whole stay whole.
         options: what `make_plan` takes.
 
     Raises:
         ConfigurationError: if an argument makes no sense.
         PlanError: if the profile has no calls.
     """
-    return _Choice(profile, topology, facts_of, options).plan()
+    whole = make_plan(profile, topology, **options)
+    fits = whole.feasible and not whole.spills
+    if fits and not by_time:
+        return whole
+    limit_s = WORTH * whole.predicted_step_s if fits else float("inf")
+    return _Choice(profile, topology, facts_of, options, whole, limit_s).plan()
 
 
 class _Choice:
-    """One comparison; what was found is kept as half sentences."""
+    """One comparison with a plan of whole layers; what was found is kept as half sentences."""
 
-    def __init__(self, profile: Profile, topology: Topology, facts_of: FactsOf, options: PlanOptions) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        topology: Topology,
+        facts_of: FactsOf,
+        options: PlanOptions,
+        whole: Plan,
+        limit_s: float,
+    ) -> None:
         self._profile = profile
         self._topology = topology
         self._facts_of = facts_of
         self._options = options
-        self._whole = make_plan(profile, topology, **options)
-        fits = self._whole.feasible and not self._whole.spills
-        self._limit_s = WORTH * self._whole.predicted_step_s if fits else float("inf")
+        self._whole = whole
+        self._limit_s = limit_s
         self._found: dict[Grouping, str] = {}
 
     def plan(self) -> Plan:

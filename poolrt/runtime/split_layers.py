@@ -84,7 +84,8 @@ class SplitLayers:
                 return None
 
         options = planning_options(self._options, output_card, why_not_split)
-        return choose_stages(self._measured.profile, self._topology, facts_of, **options)
+        by_time = seconds_are_of_cards(self._model, self._topology)
+        return choose_stages(self._measured.profile, self._topology, facts_of, by_time=by_time, **options)
 
     def checked(self, plan: Plan) -> Plan:
         """A plan made earlier, after seeing that its stages can split what it says they do.
@@ -153,3 +154,12 @@ class SplitLayers:
 
 def _is_inside(region: Region, layers: Sequence[str]) -> bool:
     return any(all(contains(layer, rewrite.module) for rewrite in region.rewrites) for layer in layers)
+
+
+def seconds_are_of_cards(model: nn.Module, topology: Topology) -> bool:
+    """Whether what the model takes where it lies says how long it takes on these cards.
+
+    Not on the host for GPUs; nor on virtual cards, which share the host's cores and may stand for other cards.
+    """
+    here = next(model.parameters()).device.type
+    return all(card.kind != "virtual" and torch.device(card.device).type == here for card in topology.cards)

@@ -155,6 +155,15 @@ def test_pieces_that_are_slower_than_hoped_are_not_chosen(model, split):
     assert any("Layers stay whole" in note for note in plan.notes)
 
 
+def test_where_seconds_do_not_count_memory_alone_decides(model, choose):
+    profile, topology = model(16, 1), box("8x-h100-sxm")
+    plan, asked = choose(profile, topology, by_time=False)
+    assert plan == make_plan(profile, topology)
+    assert asked.cards == []
+    small = virtual_topology([2 << 30] * 2)
+    assert choose(model(1, 8, weight=512 * MIB), small, by_time=False)[0].stages == ((0, 1),)
+
+
 def test_one_card_has_nothing_to_compare(model, choose):
     profile, topology = model(4, 8), virtual_topology([8 << 30])
     assert choose(profile, topology)[0] == make_plan(profile, topology)

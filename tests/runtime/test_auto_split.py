@@ -18,6 +18,7 @@ import poolrt
 from poolrt.errors import InfeasibleError
 from poolrt.planning import choose
 from poolrt.planning.plan import Plan
+from poolrt.runtime import split_layers
 from poolrt.runtime.sharded.parameter import ShardedParameter
 from poolrt.topology.topology import Topology
 
@@ -65,13 +66,15 @@ def plan_of(model: nn.Module) -> Plan:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch):
-    """However slow a split step is predicted to be, it is taken."""
+    """Seconds count, and however slow a split step is predicted to be, it is taken."""
+    monkeypatch.setattr(split_layers, "seconds_are_of_cards", lambda model, topology: True)
     monkeypatch.setattr(choose, "WORTH", 1e9)
 
 
 @pytest.fixture
 def reluctant(monkeypatch: pytest.MonkeyPatch):
-    """However fast a split step is predicted to be, it is not taken if whole layers fit."""
+    """Seconds count, and however fast a split step is predicted to be, it is not taken if whole layers fit."""
+    monkeypatch.setattr(split_layers, "seconds_are_of_cards", lambda model, topology: True)
     monkeypatch.setattr(choose, "WORTH", 0.0)
 
 
@@ -106,6 +109,15 @@ def test_nothing_is_looked_for_where_whole_layers_are_kept(reluctant: None, monk
     assert_trains_alike(model, reference)
 
 
+def test_seconds_of_virtual_cards_do_not_count(monkeypatch: pytest.MonkeyPatch):
+    """They are the host's, however its cores are shared: the choice must not hang on them."""
+    monkeypatch.setattr(choose, "WORTH", 1e9)
+    model = wide()
+    poolrt.shard(model, topology=cards(), sample=batch()[:1])
+    assert plan_of(model).stages == ()
+    assert not any(note.startswith("Layers") for note in plan_of(model).notes), "nothing was compared"
+
+
 def test_a_model_that_cannot_be_split_keeps_whole_layers(eager: None):
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.LayerNorm(WIDTH) for _ in range(4))).double()
@@ -132,6 +144,7 @@ def test_a_plan_moves_nothing_and_is_carried_out(eager: None):
 def test_a_batch_that_turns_out_to_be_whole_is_decided_about_anew(monkeypatch: pytest.MonkeyPatch):
     """BatchNorm: cut in the first plan, seen to be wrong by the check, split in the second."""
     asked: list[bool] = []
+    monkeypatch.setattr(split_layers, "seconds_are_of_cards", lambda model, topology: True)
 
     def wanted(profile, topology, facts_of, **options):
         asked.append(options["splittable"])
