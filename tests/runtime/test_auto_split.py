@@ -91,6 +91,21 @@ def test_what_fits_no_card_whole_is_split(with_sample: bool):
     assert_trains_alike(model, reference)
 
 
+def test_a_layer_of_one_and_a_half_cards_is_split_and_spills():
+    """Each card has 3/4 of it and as much of gradients: what is too much lies on the host."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(512, 12288))
+    reference, x = copy.deepcopy(model), torch.randn(4, 512)
+    poolrt.shard(model, topology=poolrt.virtual(cards=2, memory=16 << 20), sample=x, optimizer="sgd")
+    plan = plan_of(model)
+    assert (plan.stages, plan.spills) == (((0, 1),), True)
+    assert any("with whole layers too large for the cards" in note for note in plan.notes)
+    for one in (model, reference):
+        one(x).square().mean().backward()
+        torch.optim.SGD(one.parameters(), lr=0.1).step()
+    assert torch.allclose(model[0].weight.detach().cpu(), reference[0].weight.detach(), rtol=1e-6, atol=1e-7)
+
+
 def test_who_asks_for_whole_layers_is_told_that_they_do_not_fit():
     model = lopsided()
     with pytest.raises(InfeasibleError, match="too little"):
