@@ -71,7 +71,7 @@ class OnCards:
         self.take_down()
         model, devices, self.spill = self.placement.model, self.placement.devices, spill
         if stages:
-            self._put_up_stages(StagedPlacement(model, layers, card_of, devices, stages), spill, in_pieces)
+            self._put_up_stages(StagedPlacement(model, layers, card_of, devices, stages), in_pieces)
             return
         self.placement = Placement(model, layers, card_of, devices, self.caps)
         try:
@@ -82,12 +82,12 @@ class OnCards:
             self._weights_before.restore()
         self.add_hooks()
 
-    def _put_up_stages(self, placement: StagedPlacement, spill: Spill | None, in_pieces: bool) -> None:
-        self.placement = placement
+    def _put_up_stages(self, placement: StagedPlacement, in_pieces: bool) -> None:
         try:
             if not in_pieces:
-                placement.split(spill)
-            placement.apply(spill)
+                placement.split()
+            placement.apply()
+            self.placement = placement
             self.add_hooks()
         except BaseException:
             self.go_back()

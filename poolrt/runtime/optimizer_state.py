@@ -58,9 +58,9 @@ def follow(placement: Placement, spill: Spill | None = None) -> None:
         spill: where their state goes, if the plan spills it.
     """
     for parameter in placement.model.parameters():
-        if not isinstance(parameter, ShardedParameter):
-            # Others are known by what they are: nobody may hold them so that they could not be made whole again.
-            _pooled_parameters[id(parameter)] = parameter
+        if isinstance(parameter, ShardedParameter):
+            continue  # known by what it is; nobody may hold it so that it could not be made whole again
+        _pooled_parameters[id(parameter)] = parameter
         _spills.pop(id(parameter), None)
         _capped.pop(id(parameter), None)
         if spill is not None:

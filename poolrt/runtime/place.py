@@ -82,12 +82,10 @@ class Placement:
         moved: dict[tuple[int, torch.device], Tensor] = {}  # what two modules share, they share afterwards
         spilled: dict[int, tuple[int, nn.Parameter, int]] = {}  # a tied one once
         for module, card, layer in self._in_layer_order():
-            rank = spill.rank(layer, card) if spill is not None else None
+            rank = spill.rank(layer) if spill is not None else None
             for parameter in module._parameters.values():
                 if parameter is None or self.home.setdefault(id(parameter), card) != card:
                     continue
-                if isinstance(parameter, ShardedParameter):
-                    continue  # its pieces are where they belong
                 if rank is None:
                     self._move(parameter, card)
                 else:
@@ -107,6 +105,8 @@ class Placement:
         return nullcontext() if self.caps is None else self.caps.on(card)
 
     def _move(self, parameter: nn.Parameter, card: int) -> None:
+        if isinstance(parameter, ShardedParameter):
+            return  # its pieces are where they belong
         if self.caps is not None and parameter.device == self.devices[card]:
             with torch.no_grad():  # perhaps in another card's share of the same device
                 parameter.data = parameter.data.cpu()

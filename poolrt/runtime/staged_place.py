@@ -9,12 +9,10 @@ Every object stays the user's. The rewrites of the regions are on the modules be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
-from poolrt.planning.split import Split
 from poolrt.runtime.caps import Caps
 from poolrt.runtime.layers import Layer
 from poolrt.runtime.place import Placement, Slot
@@ -22,7 +20,6 @@ from poolrt.runtime.regions.install import Installed
 from poolrt.runtime.regions.noted import contains
 from poolrt.runtime.sharded.model import shard_parameters, unshard_parameters
 from poolrt.runtime.sharded.parameter import ShardedParameter, pieces
-from poolrt.runtime.spill import Spill
 from poolrt.runtime.stages import SplitStage
 
 
@@ -59,36 +56,15 @@ class StagedPlacement(Placement):
 
     # ---- pieces
 
-    def split(self, spill: Spill | None = None) -> None:
+    def split(self) -> None:
         """Deal the parameters out; `apply` then brings the rest to the lead cards.
-
-        Args:
-            spill: takes the pieces of the layers that the plan spills on a card.
 
         Raises:
             torch.OutOfMemoryError: if a card has no room; call `undo` then.
             ModelError: if a parameter is held in a way that cannot be kept: a graph, a weak reference.
         """
         for stage in self.stages:
-            for spilling, splits in self._by_spilling_cards(stage, spill):
-                with ExitStack() as pools:
-                    for card in spilling:
-                        assert spill is not None
-                        pools.enter_context(spill.pool.use(card))
-                    shard_parameters(self.model, splits, self.devices_of(stage))
-
-    def _by_spilling_cards(
-        self, stage: SplitStage, spill: Spill | None
-    ) -> list[tuple[tuple[int, ...], dict[str, Split]]]:
-        """The stage's splits, together with the cards whose pieces of them come from the pool; these last, in order."""
-        if spill is None:
-            return [((), dict(stage.splits))]
-        groups: dict[tuple[tuple[int, int], ...], dict[str, Split]] = {}
-        for name, split in stage.splits.items():
-            layer = next((layer.name for layer in self.layers if contains(layer.name, name)), "")
-            ranks = [(rank, card) for card in stage.cards if (rank := spill.rank(layer, card)) is not None]
-            groups.setdefault(tuple(ranks), {})[name] = split
-        return [(tuple(card for _, card in ranks), groups[ranks]) for ranks in sorted(groups)]
+            shard_parameters(self.model, stage.splits, self.devices_of(stage))
 
     def undo(self) -> None:
         """Every parameter whole, and where it was before it was split."""
