@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from poolrt.arguments import TensorParallel, check_model, check_plan, check_spill, may_split, spill_of, stages_of
+from poolrt.arguments import TensorParallel, check_model, check_plan, may_split, spill_of, stages_of
 from poolrt.cards import discover, logical, virtual
 from poolrt.errors import ModelError
 from poolrt.planning.plan import Plan
@@ -70,7 +70,6 @@ def plan(
     call = call_of(sample)
     check_signature(model, call)
     stages = stages_of(tensor_parallel, topology)
-    check_spill(stages, spill)
     is_open = may_split(tensor_parallel, micro_batches, spill) and len(topology) > 1
     measured = measure(
         model,
@@ -147,7 +146,6 @@ def shard(
     if call is not None:
         check_signature(model, call)
     stages = stages_of(tensor_parallel, topology) if plan is None else plan.stages
-    check_spill(stages, spill)
     options = Options(
         micro_batches=micro_batches,
         schedule=schedule,

@@ -74,16 +74,6 @@ def _example(cards: int) -> str:
     return str([list(range(cards // 2)), list(range(cards // 2, cards))] if cards > 2 else [list(range(cards))])
 
 
-def check_spill(stages: Sequence[Sequence[int]], spill: int | str) -> None:
-    """See that nothing is to be spilled where layers are split.
-
-    Raises:
-        ConfigurationError: if it is.
-    """
-    if stages and spill not in ("auto", "never"):
-        raise ConfigurationError(f"layers that are split over cards are not spilled; leave out spill={spill!r}")
-
-
 def may_split(tensor_parallel: TensorParallel, micro_batches: int | Literal["auto"], spill: int | str) -> bool:
     """Whether the planner may split layers: who says how the batch is cut, or how much spills, has whole layers."""
     return tensor_parallel == "auto" and micro_batches == "auto" and spill in ("auto", "never")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+WHOLE_MODEL = "the model"
+"""a layer without a name is the model itself"""
+
 
 def compress_names(names: Sequence[str]) -> list[str]:
     """Names that count up in one place are joined: encoder.layer.0, encoder.layer.1 become encoder.layer.0-1.
@@ -20,7 +23,7 @@ def compress_names(names: Sequence[str]) -> list[str]:
             groups[-1].place, groups[-1].last = place, parts
         else:
             groups.append(_Group(first=parts, last=parts))
-    return [group.text for group in groups]
+    return [group.text or WHOLE_MODEL for group in groups]
 
 
 @dataclass

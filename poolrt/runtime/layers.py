@@ -27,6 +27,8 @@ class Layer:
 def find_layers(model: nn.Module, at_least: int) -> list[Layer]:
     """The layers of `model` in order of registration; long chains stay coarse, short ones are opened up.
 
+    A model that has all its parameters itself, a single linear layer say, is its own layer, with no name.
+
     Args:
         model: any module.
         at_least: how many elements a chain must have to be cut between them; a shorter one is opened if its elements
@@ -47,6 +49,8 @@ def find_layers(model: nn.Module, at_least: int) -> list[Layer]:
             visit(child, f"{name}.{child_name}" if name else child_name, long_chain)
 
     visit(model, "", False)
+    if not layers and _has_parameters(model):
+        return [Layer("", model)]
     return _without_shared_modules(layers)
 
 

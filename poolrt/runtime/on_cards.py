@@ -43,6 +43,7 @@ class OnCards:
         self.spill: Spill | None = None
         self._own_forward = model.__dict__.get("forward")
         self._handles: list[RemovableHandle] = []
+        self._stands = False
         self._weights_before = WeightsBefore(model)
 
     def put_up(
@@ -66,14 +67,16 @@ class OnCards:
             in_pieces: parameters lie in their pieces already.
 
         Raises:
-            torch.OutOfMemoryError: if weights do not fit; with stages the model is then where it came from.
+            torch.OutOfMemoryError: if weights do not fit. Some are on the cards then: `go_back` when all is told.
         """
         self.take_down()
         model, devices, self.spill = self.placement.model, self.placement.devices, spill
         if stages:
-            self._put_up_stages(StagedPlacement(model, layers, card_of, devices, stages), in_pieces)
-            return
-        self.placement = Placement(model, layers, card_of, devices, self.caps)
+            staged = self.placement = StagedPlacement(model, layers, card_of, devices, stages)
+            if not in_pieces:
+                staged.split(spill)
+        else:
+            self.placement = Placement(model, layers, card_of, devices, self.caps)
         try:
             self.placement.apply(spill)
         except torch.OutOfMemoryError:
@@ -81,17 +84,6 @@ class OnCards:
                 raise
             self._weights_before.restore()
         self.add_hooks()
-
-    def _put_up_stages(self, placement: StagedPlacement, in_pieces: bool) -> None:
-        try:
-            if not in_pieces:
-                placement.split()
-            placement.apply()
-            self.placement = placement
-            self.add_hooks()
-        except BaseException:
-            self.go_back()
-            raise
 
     def take_down(self) -> None:
         """No hooks, no rewrites, no pieces; whole parameters are where the cards' were, or where they came from."""
@@ -124,13 +116,17 @@ class OnCards:
             self.placement.install()
             if self.placement.together:
                 self.forward = self.placement.model.forward
-        self._handles = hook_layers(self.placement.hooked_layers, to_layer)
+        model = self.placement.model
+        layers = [layer for layer in self.placement.hooked_layers if layer.module is not model]  # that has our forward
+        self._handles = hook_layers(layers, to_layer)
+        self._stands = True
 
     def remove_hooks(self) -> None:
         """Take them off."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._stands = False
         if self.placement.together:
             with self.bare():
                 self.placement.uninstall()
@@ -139,12 +135,12 @@ class OnCards:
     @contextmanager
     def unhooked(self) -> Iterator[None]:
         """Without hooks and rewrites for a while, if there are any: a probe brings its own."""
-        hooked = bool(self._handles)
+        stood = self._stands
         self.remove_hooks()
         try:
             yield
         finally:
-            if hooked:
+            if stood:
                 self.add_hooks()
 
     @contextmanager

@@ -58,13 +58,13 @@ def follow(placement: Placement, spill: Spill | None = None) -> None:
         spill: where their state goes, if the plan spills it.
     """
     for parameter in placement.model.parameters():
-        if isinstance(parameter, ShardedParameter):
-            continue  # known by what it is; nobody may hold it so that it could not be made whole again
-        _pooled_parameters[id(parameter)] = parameter
         _spills.pop(id(parameter), None)
         _capped.pop(id(parameter), None)
         if spill is not None:
             _spills[id(parameter)] = spill
+        if isinstance(parameter, ShardedParameter):
+            continue  # known by what it is; nobody may hold it so that it could not be made whole again
+        _pooled_parameters[id(parameter)] = parameter
         if placement.caps is not None:
             _capped[id(parameter)] = placement
     if not _installed:

@@ -82,11 +82,11 @@ class Placement:
         moved: dict[tuple[int, torch.device], Tensor] = {}  # what two modules share, they share afterwards
         spilled: dict[int, tuple[int, nn.Parameter, int]] = {}  # a tied one once
         for module, card, layer in self._in_layer_order():
-            rank = spill.rank(layer) if spill is not None else None
+            rank = spill.rank(layer, card) if spill is not None else None
             for parameter in module._parameters.values():
                 if parameter is None or self.home.setdefault(id(parameter), card) != card:
                     continue
-                if rank is None:
+                if rank is None or isinstance(parameter, ShardedParameter):
                     self._move(parameter, card)
                 else:
                     spilled.setdefault(id(parameter), (rank, parameter, card))

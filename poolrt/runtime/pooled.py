@@ -175,6 +175,15 @@ class Pooled:
             if device.type != "cpu":
                 torch.get_device_module(device).reset_peak_memory_stats(device)
 
+    def _prepare_late(self, call: Call) -> None:
+        """With the first batch that is seen. If there is no room for pieces, the model is back where it came from."""
+        try:
+            self._guard.run(lambda: self.prepare(call))
+        except BaseException:
+            if self.placement.together:
+                self._on_cards.go_back()
+            raise
+
     def _card_of_outputs(self, call: Call) -> OutputCard:
         """Where whole outputs are put together, in the planner's words."""
         device = self._output_device(call)
@@ -241,7 +250,7 @@ class Pooled:
         if self.profile is None:
             check_signature(self.model, call)
             with torch.inference_mode(False):  # parameters moved in it could never learn again
-                self._guard.run(lambda: self.prepare(call))
+                self._prepare_late(call)
         return self._guard.run(lambda: self._forward(call))
 
     def _forward(self, call: Call) -> Any:

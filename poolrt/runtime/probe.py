@@ -104,6 +104,7 @@ class _ProbeWalker:
     """The walker of a probe: measures each layer's call between `before` and `after`, and the glue in between."""
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer], move: Mover) -> None:
+        self._model = model
         self._names = {layer.module: layer.name for layer in layers}
         self._move = move
         self._watch = MemoryWatch()
@@ -125,13 +126,20 @@ class _ProbeWalker:
         try:
             with torch.autograd.set_multithreading_enabled(False), torch.enable_grad(), hooks, self._watch, glue:
                 self._begin_segment()
-                output = forward(*call[0], **call[1])
+                output = self._forward(forward, call)
                 self._end_glue()
                 settle(self.calls)
                 self._backward_of_glue(output)
         finally:
             current.walker = None
         return output
+
+    def _forward(self, forward: Callable[..., Any], call: Call) -> Any:
+        """A model that is its own layer is not called, so no hook tells of it."""
+        if self._model not in self._names:
+            return forward(*call[0], **call[1])
+        args, kwargs = self.before(self._model, *call)
+        return self.after(self._model, forward(*args, **kwargs))
 
     def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._end_glue()

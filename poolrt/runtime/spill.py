@@ -10,7 +10,7 @@ A spilled tensor is still a tensor of its card, which reaches the pages wherever
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,18 @@ class Spill:
 
     def __init__(self, plan: Plan, topology: Topology) -> None:
         self.pool = Pool(topology, plan.host_spill_bytes, limits=[card.pool_limit_bytes for card in plan.cards])
-        spilled = [name for card in plan.cards for name in card.spilled_layers]
-        self._ranks = {name: rank for rank, name in enumerate(spilled)}
+        spilled = [(card.index, name) for card in plan.cards for name in card.spilled_layers]
+        self._ranks = {place: rank for rank, place in enumerate(spilled)}
         self.homes = [card.index for card in plan.cards if card.spills_optimizer]
         """cards whose optimizer state is the pool's"""
 
-    def rank(self, layer: str) -> int | None:
-        """When to ask for the weights of this layer, as the first ones lie nearest; None if they stay on their card."""
-        return self._ranks.get(layer)
+    def rank(self, layer: str, card: int) -> int | None:
+        """When to ask for what `card` has of this layer, as the first ones lie nearest; None if that stays on it."""
+        return self._ranks.get((card, layer))
+
+    def allocating(self, layer: str, card: int) -> AbstractContextManager[None]:
+        """Meanwhile this thread's allocations on `card` come from the pool if what it has of this layer is spilled."""
+        return nullcontext() if self.rank(layer, card) is None else self.pool.use(card)
 
     def take(self, parameter: nn.Parameter, home: int) -> None:
         """Bring `parameter`, its gradient apart, into the pool. It stays the same object.

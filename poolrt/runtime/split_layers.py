@@ -65,7 +65,6 @@ class SplitLayers:
         options = planning_options(self._options, output_card, why_not_split)
         if options["micro_batches"] == "auto" and len(stages) == 1:
             options["micro_batches"] = 1
-        options["spill"] = "never"
         return plan_stages([self.facts(cards) for cards in stages], self._topology, stages, **options)
 
     def choose(self, output_card: OutputCard, found_on: FoundOn, why_not_split: str = "") -> Plan:

@@ -9,6 +9,7 @@ Every object stays the user's. The rewrites of the regions are on the modules be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from poolrt.runtime.regions.install import Installed
 from poolrt.runtime.regions.noted import contains
 from poolrt.runtime.sharded.model import shard_parameters, unshard_parameters
 from poolrt.runtime.sharded.parameter import ShardedParameter, pieces
+from poolrt.runtime.sharded.sharding import Allocating, plainly
+from poolrt.runtime.spill import Spill
 from poolrt.runtime.stages import SplitStage
 
 
@@ -56,15 +59,29 @@ class StagedPlacement(Placement):
 
     # ---- pieces
 
-    def split(self) -> None:
+    def split(self, spill: Spill | None = None) -> None:
         """Deal the parameters out; `apply` then brings the rest to the lead cards.
+
+        Args:
+            spill: gives the pieces of the layers that a card spills.
 
         Raises:
             torch.OutOfMemoryError: if a card has no room; call `undo` then.
             ModelError: if a parameter is held in a way that cannot be kept: a graph, a weak reference.
         """
+        layer_of = self._layer_of_parameters()
         for stage in self.stages:
-            shard_parameters(self.model, stage.splits, self.devices_of(stage))
+            allocating = partial(_allocating, spill, stage.cards, layer_of) if spill is not None else _plainly
+            names = sorted(stage.splits, key=lambda name: _rank(spill, layer_of[name], stage.cards[0]))
+            splits = {name: stage.splits[name] for name in names}
+            shard_parameters(self.model, splits, self.devices_of(stage), allocating)
+
+    def _layer_of_parameters(self) -> dict[str, str]:
+        """By name, the first layer that has the parameter in it; "" if none has."""
+        names = {
+            id(parameter): layer.name for layer in reversed(self.layers) for parameter in layer.module.parameters()
+        }
+        return {name: names.get(id(parameter), "") for name, parameter in self.model.named_parameters()}
 
     def undo(self) -> None:
         """Every parameter whole, and where it was before it was split."""
@@ -119,6 +136,20 @@ class StagedPlacement(Placement):
     def owner_of(self, tensor: nn.Parameter) -> tuple[nn.Parameter, int | None]:
         """The user's parameter of which this is a piece, and the piece's position; itself and None for a whole one."""
         return self._owners.get(id(tensor), (tensor, None))
+
+
+def _rank(spill: Spill | None, layer: str, card: int) -> int:
+    """What is to lie nearest comes first; what is not spilled, before that."""
+    rank = None if spill is None else spill.rank(layer, card)
+    return -1 if rank is None else rank
+
+
+def _plainly(name: str) -> Allocating:
+    return plainly
+
+
+def _allocating(spill: Spill, cards: Sequence[int], layer_of: Mapping[str, str], name: str) -> Allocating:
+    return lambda ordinal: spill.allocating(layer_of[name], cards[ordinal])
 
 
 def _pieces(parameter: Tensor) -> list[Tensor]:

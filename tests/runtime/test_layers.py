@@ -83,8 +83,8 @@ def test_a_hand_written_model_without_chains() -> None:
     assert names(Handmade()) == ["body", "head"]
 
 
-def test_one_module_is_its_own_layers() -> None:
-    assert names(nn.Linear(2, 2)) == []
+def test_one_module_is_its_own_layer_without_a_name() -> None:
+    assert names(nn.Linear(2, 2)) == [""]
 
 
 def test_torchs_transformer() -> None:

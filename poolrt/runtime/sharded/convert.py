@@ -14,14 +14,22 @@ from poolrt.errors import ModelError
 from poolrt.planning.split import Split
 from poolrt.runtime.sharded.gradients import IntoPieces, put_first, shard_tensor
 from poolrt.runtime.sharded.parameter import ShardedParameter, users_attributes
-from poolrt.runtime.sharded.sharding import Sharding
+from poolrt.runtime.sharded.sharding import Allocating, Sharding, plainly
 from poolrt.runtime.sharded.tensor import Sharded
 
 
-def shard_parameter(parameter: nn.Parameter, split: Split, devices: Sequence[torch.device]) -> ShardedParameter:
+def shard_parameter(
+    parameter: nn.Parameter, split: Split, devices: Sequence[torch.device], allocating: Allocating = plainly
+) -> ShardedParameter:
     """Deal the values of `parameter`, and its gradient, out over `devices`. It stays the same object.
 
     Each card gets its piece and no more. Hooks, attributes and optimizers that hold the parameter stay.
+
+    Args:
+        parameter: whole, on any device.
+        split: how it is dealt out.
+        devices: of the cards.
+        allocating: for the ordinal of a card, what its piece of the values is allocated in; its gradient is not.
 
     Raises:
         ConfigurationError: if the split does not fit the parameter or the devices.
@@ -33,7 +41,9 @@ def shard_parameter(parameter: nn.Parameter, split: Split, devices: Sequence[tor
     with torch.no_grad():
         values = parameter.detach()
         gradient = parameter.grad
-        made = ShardedParameter(sharding.scatter(values), sharding, values.stride(), parameter.requires_grad)
+        made = ShardedParameter(
+            sharding.scatter(values, None, allocating), sharding, values.stride(), parameter.requires_grad
+        )
         kept = None if gradient is None else shard_tensor(gradient, sharding)
         made.origin = parameter.device
         del values, gradient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -15,12 +15,17 @@ from poolrt.runtime.sharded.convert import check_holders, shard_parameter, unsha
 from poolrt.runtime.sharded.loading import keep_sharded
 from poolrt.runtime.sharded.optimizers import follow_optimizers, gather_state
 from poolrt.runtime.sharded.parameter import ShardedParameter
-from poolrt.runtime.sharded.sharding import Sharding
+from poolrt.runtime.sharded.sharding import Allocating, Sharding, plainly
 
 _handles: weakref.WeakKeyDictionary[nn.Module, RemovableHandle] = weakref.WeakKeyDictionary()
 
 
-def shard_parameters(model: nn.Module, splits: Mapping[str, Split], devices: Sequence[torch.device]) -> None:
+def shard_parameters(
+    model: nn.Module,
+    splits: Mapping[str, Split],
+    devices: Sequence[torch.device],
+    allocating: Callable[[str], Allocating] = lambda name: plainly,
+) -> None:
     """Split the named parameters of `model` over `devices`, one after another. They stay the same objects.
 
     A tied parameter is split once, under whichever of its names is given. All are checked before the first is split.
@@ -29,6 +34,7 @@ def shard_parameters(model: nn.Module, splits: Mapping[str, Split], devices: Seq
         model: keeps its class, its parameters, their names and the keys of its state_dict.
         splits: parameter name to how it is dealt out.
         devices: of the cards, as many as each split has.
+        allocating: for a parameter's name and the ordinal of a card, what that piece is allocated in.
 
     Raises:
         ConfigurationError: if there is no parameter of that name, or its split does not fit it or the devices.
@@ -40,8 +46,8 @@ def shard_parameters(model: nn.Module, splits: Mapping[str, Split], devices: Seq
         _check(name, parameter, split, devices)
     done: list[ShardedParameter] = []
     try:
-        for parameter, split in wanted.values():
-            done.append(shard_parameter(parameter, split, devices))
+        for name, (parameter, split) in wanted.items():
+            done.append(shard_parameter(parameter, split, devices, allocating(name)))
     except BaseException:
         for parameter in reversed(done):
             unshard_parameter(parameter)

@@ -9,7 +9,8 @@ Scattering and gathering are copies of runs, so no card ever holds more than its
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -23,6 +24,15 @@ from poolrt.units import MIB
 
 CHUNK_NBYTES = 16 * MIB
 """of a run that is not contiguous, copied at once: such a copy may need as much again on a card"""
+
+
+Allocating = Callable[[int], AbstractContextManager[None]]
+"""for the ordinal of a card, what holds while its piece is allocated: a pool's use, say"""
+
+
+def plainly(card: int) -> AbstractContextManager[None]:
+    """A piece comes from its card's own memory."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -114,8 +124,15 @@ class Sharding:
             return parts[0]
         return torch.cat(parts, dim) if parts else whole.narrow(dim, 0, 0)
 
-    def scatter(self, whole: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+    def scatter(
+        self, whole: Tensor, dtype: torch.dtype | None = None, allocating: Allocating = plainly
+    ) -> list[Tensor]:
         """New pieces with the values of `whole`, in its order of strides.
+
+        Args:
+            whole: on any device.
+            dtype: of the pieces, that of `whole` unless given.
+            allocating: for the ordinal of a card, what its piece is allocated in.
 
         Raises:
             torch.OutOfMemoryError: if a card has no room for its piece.
@@ -124,7 +141,10 @@ class Sharding:
         for card in self.cards:
             shape = self.piece_shape(card)
             strides = dense_strides(shape, whole.stride())
-            pieces.append(torch.empty_strided(shape, strides, dtype=dtype or whole.dtype, device=self.devices[card]))
+            with allocating(card):
+                pieces.append(
+                    torch.empty_strided(shape, strides, dtype=dtype or whole.dtype, device=self.devices[card])
+                )
             self.fill_piece(pieces[card], whole, card)
         return pieces
 
