@@ -160,15 +160,21 @@ class _Choice:
         if not self._found:
             return
         spills = ", a part of it elsewhere" if self._whole.spills else ""
-        whole = f"with whole layers {_seconds_of(self._whole)}{spills}"
-        split = [f"split over {_in_words(groups)} {found}" for groups, found in self._found.items()]
-        if chosen is None:
-            yield f"Layers stay whole. A step is predicted to take {whole}; {'; '.join(split)}."
-        else:
-            yield (
-                f"Layers are split over {_in_words(chosen.stages)}. A step is predicted to take {'; '.join(split)}; "
-                f"{whole}."
+        others = [
+            f"split over {_in_words(groups)} {found}"
+            for groups, found in self._found.items()
+            if chosen is None or groups != chosen.stages
+        ]
+        if chosen is not None:
+            others.insert(0, f"whole layers {_seconds_of(self._whole)}{spills}")
+            first = (
+                f"Layers are split over {_in_words(chosen.stages)}: a step is predicted to take {_seconds_of(chosen)}"
             )
+        elif self._whole.feasible:
+            first = f"Layers stay whole: a step is predicted to take {_seconds_of(self._whole)}{spills}"
+        else:
+            first = "Layers fit neither whole nor split"
+        yield f"{first}. Compared with: {'; '.join(others)}." if others else f"{first}."
 
 
 def without_rest(profile: Profile, shares: tuple[float, ...]) -> SplitFacts:

@@ -71,8 +71,8 @@ def test_one_sample_on_eight_cards_with_fast_links_is_split_over_all(model, choo
     assert asked.cards == [tuple(range(8))], "what cannot be faster is not asked for"
     whole = make_plan(model(16, 1), box("8x-h100-sxm"))
     assert plan.predicted_step_s < WORTH * whole.predicted_step_s
-    note = next(note for note in plan.notes if note.startswith("Layers are split over cards 0, 1, 2, 3, 4, 5, 6, 7."))
-    assert "with whole layers 964 ms" in note
+    note = next(note for note in plan.notes if note.startswith("Layers are split over cards 0, 1, 2, 3, 4, 5, 6, 7:"))
+    assert "whole layers 964 ms" in note
 
 
 def test_a_batch_that_can_be_cut_keeps_layers_whole_where_links_are_slow(model, choose):
@@ -87,7 +87,7 @@ def test_few_samples_on_two_bridged_pairs_are_split_over_the_pairs(model, choose
     plan, _ = choose(model(16, 2, output_nbytes=32 * MIB), box("4x-rtx3090-two-pairs"))
     assert plan.stages == ((0, 2), (1, 3))
     assert plan.micro_batches == 2
-    assert any(note.startswith("Layers are split over cards 0, 2 and cards 1, 3.") for note in plan.notes)
+    assert any(note.startswith("Layers are split over cards 0, 2 and cards 1, 3:") for note in plan.notes)
 
 
 def test_a_batch_that_must_stay_whole_is_split_over_fast_links(model, choose):
@@ -105,7 +105,7 @@ def test_a_layer_larger_than_a_card_is_split(model, choose):
     plan, _ = choose(profile, topology)
     assert plan.feasible
     assert plan.stages == ((0, 1),)
-    assert any("with whole layers too large for the cards" in note for note in plan.notes)
+    assert any("whole layers too large for the cards" in note for note in plan.notes)
 
 
 def test_what_would_spill_with_whole_layers_is_split_if_that_fits(model, choose):
@@ -125,6 +125,12 @@ def test_a_layer_too_large_even_in_pieces_spills(model, choose):
     assert plan.feasible
     assert plan.spills
     assert plan.stages == ((0, 1),)
+
+
+def test_what_fits_neither_whole_nor_split_says_so(model, choose):
+    plan, _ = choose(model(1, 8, weight=3 << 30), virtual_topology([2 << 30] * 2))
+    assert not plan.feasible
+    assert any(note.startswith("Layers fit neither whole nor split. Compared with: split over") for note in plan.notes)
 
 
 def test_short_kernels_stay_on_one_card_each(model, choose):
