@@ -73,7 +73,9 @@ class OnCards:
         model, devices, self.spill = self.placement.model, self.placement.devices, spill
         if stages:
             staged = self.placement = StagedPlacement(model, layers, card_of, devices, stages)
-            if not in_pieces:
+            if in_pieces and spill is not None:
+                staged.undo()  # a copy of what is in a pool is not
+            if not in_pieces or spill is not None:
                 staged.split(spill)
         else:
             self.placement = Placement(model, layers, card_of, devices, self.caps)
@@ -142,6 +144,13 @@ class OnCards:
         finally:
             if stood:
                 self.add_hooks()
+
+    @contextmanager
+    def as_it_came(self) -> Iterator[None]:
+        """The model taken down, bare, and where it came from; it stays there."""
+        self.go_back()
+        with self.bare():
+            yield
 
     @contextmanager
     def bare(self) -> Iterator[None]:

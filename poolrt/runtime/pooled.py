@@ -10,8 +10,6 @@ came from. A batch that stays whole on a single stage runs in the caller's threa
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -196,7 +194,7 @@ class Pooled:
             plan = checked(self.plan, self.layers)
             return self._split.checked(plan) if plan.stages and self._split is not None else plan
         if self._split is not None and self._may_split:
-            return feasible(self._split.choose(self._output_card, self._as_it_came, why_not_split))
+            return feasible(self._split.choose(self._output_card, self._on_cards.as_it_came, why_not_split))
         if self._split is not None and self.options.stages:
             return feasible(self._split.plan(self._output_card, why_not_split))
         return feasible(decide(profile, self.topology, self.options, self._output_card, why_not_split))
@@ -205,13 +203,6 @@ class Pooled:
     def _may_split(self) -> bool:
         """Whether it is to be found out if split layers are better; cards that share a device gain nothing."""
         return self.options.may_split and self._on_cards.caps is None and len(self.topology) > 1
-
-    @contextmanager
-    def _as_it_came(self) -> Iterator[None]:
-        """The model whole, bare, and where it came from: there what can be split is found."""
-        self._on_cards.go_back()
-        with self._on_cards.bare():
-            yield
 
     def _adopt(self, plan: Plan, profile: Profile, *, in_pieces: bool = False) -> None:
         """Place the layers as planned; the path of their calls gives the cards' orders."""

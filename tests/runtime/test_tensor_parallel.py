@@ -241,6 +241,18 @@ def test_a_linear_layer_larger_than_a_card_trains(count: int, mebibytes: int):
         assert torch.allclose(p, q.detach().cpu(), rtol=1e-5, atol=1e-7)
 
 
+def test_a_copy_of_what_is_spilled_is_spilled_too():
+    reference, model, x = wide(2, "sgd", 12)
+    before = [torch.vcard.memory_allocated(card) for card in range(2)]
+    twin = copy.deepcopy(model)
+    grown = sum(torch.vcard.memory_allocated(card) - nbytes for card, nbytes in enumerate(before))
+    assert grown < 4 * 2**20, "the weight of 12 MiB is not on the cards"
+    twin(x).backward()
+    twin.zero_grad()
+    assert torch.allclose(twin(x), reference(x), rtol=1e-5)
+    assert all(p.grad is None for p in model.parameters())
+
+
 # ---- what is refused
 
 
