@@ -205,10 +205,11 @@ def hard_times(late: int = -1) -> Iterator[None]:
     def burn() -> None:
         while not over.is_set():
             sum(range(500))
+            time.sleep(1e-4)  # or on a busy machine everybody waits for it
 
     burner = threading.Thread(target=burn)
     burner.start()
-    sys.setswitchinterval(1e-5)
+    sys.setswitchinterval(1e-4)
     Stumble.late = late
     try:
         yield
