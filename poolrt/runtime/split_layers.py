@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -65,7 +66,8 @@ class SplitLayers:
         options = planning_options(self._options, output_card, why_not_split)
         if options["micro_batches"] == "auto" and len(stages) == 1:
             options["micro_batches"] = 1
-        return plan_stages([self.facts(cards) for cards in stages], self._topology, stages, **options)
+        plan = plan_stages([self.facts(cards) for cards in stages], self._topology, stages, **options)
+        return replace(plan, notes=(*plan.notes, *_notes_on_shares(self._topology)))
 
     def choose(self, output_card: OutputCard, found_on: FoundOn, why_not_split: str = "") -> Plan:
         """The best plan of whole or split layers; it may be infeasible.
@@ -150,6 +152,14 @@ class SplitLayers:
         why = "it is more than one layer, which may be on different stages"
         beyond = [Refusal(name=region.name, reason=why) for region in found.regions if region not in kept]
         return plan_of(self._model, found.cards, tuple(kept), (*found.refused, *beyond))
+
+
+def _notes_on_shares(topology: Topology) -> Iterator[str]:
+    if any(card.kind == "logical" for card in topology.cards):
+        yield (
+            "logical cards of one stage work in the caller's stream and take from the whole device: their shares are "
+            "planned with, but not enforced as they are for whole layers"
+        )
 
 
 def _is_inside(region: Region, layers: Sequence[str]) -> bool:

@@ -36,8 +36,8 @@ def cards(count: int, memory: str = "64MiB") -> Topology:
     return poolrt.virtual(cards=count, memory=memory)
 
 
-def split(model: nn.Module, batch: Batch, topology: Topology) -> nn.Module:
-    return poolrt.shard(model, topology=topology, sample=batch, tensor_parallel=len(topology))
+def split(model: nn.Module, batch: Batch, topology: Topology, **options: Any) -> nn.Module:
+    return poolrt.shard(model, topology=topology, sample=batch, tensor_parallel=len(topology), **options)
 
 
 def three_steps(model: nn.Module, batch: Batch) -> list[Tensor]:
