@@ -102,9 +102,9 @@ class OnCards:
         """Whole parameters, and the very buffers, where they came from."""
         self._weights_before.restore()
 
-    def follow_optimizers(self) -> None:
-        """Optimizers find their parameters' state where these are."""
-        optimizer_state.follow(self.placement, self.spill)
+    def follow_optimizers(self, guard: optimizer_state.Guard) -> None:
+        """Optimizers find their parameters' state where these are; `guard` explains steps that do not fit."""
+        optimizer_state.follow(self.placement, self.spill, guard)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The forward that the model has now."""

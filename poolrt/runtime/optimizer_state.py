@@ -13,9 +13,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from poolrt.planning.granules import block_nbytes
 from poolrt.planning.optimizers import optimizer_cost
 from poolrt.runtime.memory_watch import granular
 from poolrt.runtime.place import Placement
+from poolrt.runtime.sharded.optimizers import end_step as end_step_in_pieces
 from poolrt.runtime.sharded.parameter import ShardedParameter
 from poolrt.runtime.sharded.tensor import nbytes_by_device
 from poolrt.runtime.spill import Spill
@@ -35,6 +36,7 @@ _pooled_parameters: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.Wea
 _optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 _spills: weakref.WeakValueDictionary[int, Spill] = weakref.WeakValueDictionary()  # by id of the parameter
 _capped: weakref.WeakValueDictionary[int, Placement] = weakref.WeakValueDictionary()  # likewise, of logical cards
+_guards: weakref.WeakValueDictionary[int, Guard] = weakref.WeakValueDictionary()  # likewise
 _installed: list[Any] = []
 
 
@@ -50,16 +52,26 @@ class _Stepping(threading.local):
 _stepping = _Stepping()
 
 
-def follow(placement: Placement, spill: Spill | None = None) -> None:
+class Guard(Protocol):
+    """Who explains that memory ran out."""
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Run `work`; its out-of-memory errors come out explained."""
+
+
+def follow(placement: Placement, spill: Spill | None = None, guard: Guard | None = None) -> None:
     """From now on, optimizers that step the parameters of this placement's model are looked after.
 
     Args:
         placement: of one pooled model.
         spill: where their state goes, if the plan spills it.
+        guard: explains why a step is refused.
     """
     for parameter in placement.model.parameters():
-        _spills.pop(id(parameter), None)
-        _capped.pop(id(parameter), None)
+        for known in (_spills, _capped, _guards):
+            known.pop(id(parameter), None)
+        if guard is not None:
+            _guards[id(parameter)] = guard
         if spill is not None:
             _spills[id(parameter)] = spill
         if isinstance(parameter, ShardedParameter):
@@ -75,7 +87,7 @@ def follow(placement: Placement, spill: Spill | None = None) -> None:
 def forget(placement: Placement) -> None:
     """No longer look after the parameters of this placement's model: who is to split them may find no one's hold."""
     for parameter in placement.model.parameters():
-        for known in (_pooled_parameters, _spills, _capped):
+        for known in (_pooled_parameters, _spills, _capped, _guards):
             known.pop(id(parameter), None)
 
 
@@ -101,21 +113,33 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     if not parameters:
         return
     _optimizers.add(optimizer)
-    spills = {spill for parameter in parameters if (spill := _spills.get(id(parameter))) is not None}
-    by_card = {} if _has_closure(args, kwargs) else _by_logical_card(parameters)
+    guard = next((guard for parameter in parameters if (guard := _guards.get(id(parameter))) is not None), None)
     try:
-        if not by_card:
-            for spill in spills:
-                _stepping.scopes.enter_context(spill.for_optimizer())
-        for parameter in parameters:
-            _bring_state(optimizer.state.get(parameter), parameter)
-        if by_card:
-            _step_by_card(optimizer, args, kwargs, by_card)
+        if guard is None:
+            _make_ready(optimizer, args, kwargs, parameters)
         else:
-            _reserve(optimizer, spills)
+            guard.run(lambda: _make_ready(optimizer, args, kwargs, parameters))
     except BaseException:
         end_step()
+        end_step_in_pieces(optimizer)
         raise
+
+
+def _make_ready(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], parameters: Sequence[nn.Parameter]
+) -> None:
+    """See that the step has what it needs; logical cards then take it at once."""
+    spills = {spill for parameter in parameters if (spill := _spills.get(id(parameter))) is not None}
+    by_card = {} if _has_closure(args, kwargs) else _by_logical_card(parameters)
+    if not by_card:
+        for spill in spills:
+            _stepping.scopes.enter_context(spill.for_optimizer())
+    for parameter in parameters:
+        _bring_state(optimizer.state.get(parameter), parameter)
+    if by_card:
+        _step_by_card(optimizer, args, kwargs, by_card)
+    else:
+        _reserve(optimizer, spills)
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

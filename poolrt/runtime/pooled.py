@@ -119,7 +119,7 @@ class Pooled:
         if call is not None:
             self.prepare(call)
         elif not self.options.stages:
-            self._on_cards.follow_optimizers()
+            self._on_cards.follow_optimizers(self._guard)
 
     def _disguise(self) -> None:
         disguise(
@@ -140,7 +140,7 @@ class Pooled:
             twin.profile = self.profile
         elif not self.options.stages:
             twin._on_cards.put_up(twin.layers, self.placement.card_of())
-            twin._on_cards.follow_optimizers()
+            twin._on_cards.follow_optimizers(twin._guard)
         twin._disguise()
 
     def _use_new_dtype(self) -> None:
@@ -214,7 +214,7 @@ class Pooled:
             assert self._split is not None
             self._stages = self._split.deal(plan, self.layers)
         self._on_cards.put_up(self.layers, plan.card_of(), self._stages, self._spill, in_pieces=in_pieces)
-        self._on_cards.follow_optimizers()
+        self._on_cards.follow_optimizers(self._guard)
         self.plan = plan
         self._orders = CardOrders(call_path(profile.calls, plan.card_of()))
         self._machine = Machine(self.placement, self._on_cards.run, threads_per_lane(self.topology))

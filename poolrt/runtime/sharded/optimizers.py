@@ -36,7 +36,7 @@ def follow_optimizers() -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-    _after_step(optimizer, args, kwargs)  # of a step that raised torch tells nobody
+    end_step(optimizer)  # of one that raised torch tells nobody
     sharded = list(_sharded_parameters(optimizer))
     if not sharded:
         return None
@@ -52,6 +52,11 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    end_step(optimizer)
+
+
+def end_step(optimizer: Optimizer) -> None:
+    """The optimizer's own place again, after its step or one that was refused: its pieces hold no gradients then."""
     stand_in = _stand_ins.pop(optimizer, None)
     if stand_in is not None:
         stand_in.hand_over(optimizer)
