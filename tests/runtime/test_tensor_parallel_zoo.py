@@ -101,3 +101,33 @@ def test_training_split_is_training_on_one_card(name: str, cards: int):
         assert_near(*losses, UPCAST, "loss")
         [loss.backward() for loss in losses]
         assert_same_gradients(reference, model, UPCAST)
+
+
+# ---- generation
+
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampled": {"do_sample": True, "top_k": 20},
+    "beams": {"do_sample": False, "num_beams": 3},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["llama-1", "qwen2", "gpt-neox", "t5"])
+def test_generation_split_is_generation_on_one_card(name: str, way: str):
+    """Tokens, and the keys and values that come back: whole, whatever card keeps them."""
+    specimen = SPECIMENS[name]
+    (reference, batch), (model, _) = specimen.build(), specimen.build()
+    poolrt.shard(model, topology=poolrt.virtual(cards=3, memory="64MiB"), sample=batch, tensor_parallel=3)
+    prompt = batch["input_ids"][:, :3]
+    found = []
+    for each in (reference.eval(), model.eval()):
+        torch.manual_seed(5)
+        told = {"max_new_tokens": 4, "eos_token_id": None, "pad_token_id": 0, "return_dict_in_generate": True}
+        found.append(each.generate(prompt, attention_mask=torch.ones_like(prompt), **told, **WAYS[way]))
+    expected, actual = found
+    assert torch.equal(expected.sequences, actual.sequences.cpu())
+    caches = [getattr(each.past_key_values, "self_attention_cache", each.past_key_values) for each in found]
+    for mine, theirs in zip(caches[0].layers, caches[1].layers, strict=True):
+        assert_near(mine.keys, theirs.keys, UPCAST, "keys")
+        assert_near(mine.values, theirs.values, UPCAST, "values")
