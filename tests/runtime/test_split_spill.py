@@ -117,3 +117,19 @@ def test_never_means_never():
         sharded(model, torch.randn(2, 512, dtype=torch.float64), spill="never")
     assert model.weight.device.type == "cpu"
     assert type(model.weight) is nn.Parameter
+
+
+def test_every_layer_of_a_larger_model_gives_its_pieces_to_the_host():
+    """Weights fill three quarters of each card and so do their gradients, which stay on it."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 1024)
+    ).double()
+    batch = torch.randn(2, 512, dtype=torch.float64)
+    model = copy.deepcopy(plain)
+    pooled = sharded(model, batch, "adamw", 4 * CARD, spill="64MiB")
+    train(plain, batch, "adamw")
+    train(model, batch, "adamw")
+    assert_trained_alike(plain, model)
+    assert_as_planned(model)
+    assert all(None in places(pooled, layer.weight) for layer in model if isinstance(layer, nn.Linear))
