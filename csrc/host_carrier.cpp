@@ -16,7 +16,6 @@ namespace {
 
 constexpr std::size_t kLeastPieces = 8;
 constexpr std::size_t kLargestPiece = 1 << 20;  // moved in some 0.2 ms: another link's piece is late by no more
-constexpr auto kWakeUp = std::chrono::microseconds(100);  // it may take so long until a thread that slept runs
 constexpr auto kIdle = std::chrono::milliseconds(100);
 
 bool is_later(const Carriage& a, const Carriage& b) { return a.due() > b.due(); }

@@ -12,6 +12,9 @@
 
 namespace poolrt::host_driver {
 
+// It may take so long until a thread that slept runs: who must not be late wakes up before, and waits the rest awake.
+constexpr auto kWakeUp = std::chrono::microseconds(200);
+
 using Clock = std::chrono::steady_clock;
 using Moment = Clock::time_point;
 

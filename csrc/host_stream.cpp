@@ -1,6 +1,7 @@
 #include "host_stream.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace poolrt::host_driver {
@@ -42,6 +43,12 @@ Next HostStream::advance(const StreamPointer& self) {
     work_.pop_front();
   }
   return next;
+}
+
+void HostStream::expect(Moment arrival) {
+  for (auto work = std::next(work_.begin()); work != work_.end() && work->kind != Work::Kind::kCopy; ++work) {
+    if (work->kind == Work::Kind::kRecord) work->event->expected = arrival;
+  }
 }
 
 bool HostStream::waits(const StreamPointer& self, Work& work) {

@@ -24,6 +24,7 @@ using FailurePointer = std::shared_ptr<FailedCopy>;
 struct HostEvent {
   bool passed = false;
   Moment passed_at{};
+  Moment expected{};                   // passes no earlier; known once the copy before it is on its way
   FailurePointer failure;              // stays: who waits for this event is never told that all was well
   std::vector<StreamPointer> waiting;  // streams that have come to a wait for it
 };
@@ -61,6 +62,7 @@ class HostStream {
   // event has passed.
   Next advance(const StreamPointer& self);
   void copied(Moment at, const FailurePointer& failure);
+  void expect(Moment arrival);           // of the copy in front
   void postpone() { copying_ = false; }  // nobody could make the copy: it is tried again with the next work
 
   const FailurePointer& failure();  // null once it was told

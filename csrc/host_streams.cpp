@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -204,6 +205,7 @@ class HostStreams {
       streams.insert(streams.end(), next.streams.begin(), next.streams.end());
       if (next.has_copy) {
         const Passage passage = take(next.copy, next.ready);
+        if (passage.modelled) stream->expect(passage.arrival);
         const auto arrive = [this, stream, copy = next.copy, passage] { arrived(stream, copy, passage); };
         status = carrier().carry(Carriage(next.copy, passage, arrive));
         if (status != kSuccess) stream->postpone();
@@ -226,8 +228,22 @@ class HostStreams {
   }
 
   int wait_for(std::unique_lock<std::mutex>& lock, HostEvent& event, CopyFailure* failure) {
-    changed_.wait(lock, [&] { return event.passed; });
+    while (!event.passed) wait_a_little(lock, event);
     return told(event.failure, failure);
+  }
+
+  // Awake shortly before and after the event is expected, asleep else. Events change meanwhile.
+  void wait_a_little(std::unique_lock<std::mutex>& lock, const HostEvent& event) {
+    const Moment now = Clock::now();
+    if (event.expected == Moment{} || now > event.expected + kWakeUp) {
+      changed_.wait(lock);
+    } else if (now < event.expected - kWakeUp) {
+      changed_.wait_until(lock, event.expected - kWakeUp);
+    } else {
+      lock.unlock();
+      std::this_thread::yield();
+      lock.lock();
+    }
   }
 
   void wait_for_card(std::unique_lock<std::mutex>& lock, int card) {
