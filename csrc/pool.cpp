@@ -184,10 +184,16 @@ int Pool::free_if_live(Address address) {
 }
 
 void Pool::disown(Lock& lock, Block* block) {
+  ++leaving_threads_;
   if (--block->owners == 0 && !block->segment->moving) finish(block);
-  const bool last = abandoned_ && live_.empty();  // known before the lock may be let go: one thread finds it so
   if (!deferred_.empty()) collect_passed(/*oldest_only=*/true);
   keep_within_cache_limit(lock);
+  leave(lock);
+}
+
+// The lock may have been let go since the thread came: whoever leaves last ends an abandoned pool.
+void Pool::leave(Lock& lock) {
+  const bool last = --leaving_threads_ == 0 && abandoned_ && live_.empty();
   lock.unlock();
   if (last) delete this;
 }

@@ -137,7 +137,8 @@ class Pool {
   int driver_failed(int status, const std::string& when) const;
 
   // Giving memory back.
-  void disown(Lock& lock, Block* block);  // lets go of the lock; the last block of an abandoned pool takes it along
+  void disown(Lock& lock, Block* block);  // lets go of the lock
+  void leave(Lock& lock);                 // lets go of the lock; the last one takes an abandoned, empty pool along
   void finish(Block* block);
   void take_back(Block* block);
   bool collect_passed(bool oldest_only);
@@ -182,6 +183,7 @@ class Pool {
 
   bool closed_ = false;
   bool abandoned_ = false;
+  int leaving_threads_ = 0;  // that free a block or abandon the pool at this moment
   std::size_t live_nbytes_ = 0;
   std::size_t peak_live_nbytes_ = 0;
   std::size_t requested_nbytes_ = 0;

@@ -231,14 +231,13 @@ int Pool::release_everything(Lock& lock) {
 
 void Pool::abandon(Pool* pool) {
   Lock lock(pool->mutex_);
+  ++pool->leaving_threads_;
+  pool->abandoned_ = true;
   if (!pool->live_.empty()) {
-    pool->abandoned_ = true;
     pool->retire(lock, pool->cache_.all());
     pool->deferred_.destroy_spent();
-    if (!pool->live_.empty()) return;
   }
-  lock.unlock();
-  delete pool;
+  pool->leave(lock);
 }
 
 // What the driver does not take back here is tried once more by the destructors of the handles.

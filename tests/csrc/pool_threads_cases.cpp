@@ -1,6 +1,7 @@
 // Several threads, each filling its blocks with a mark of its own and checking it before the block goes.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <random>
 #include <thread>
 
@@ -107,6 +108,38 @@ CASE(threads_free_the_last_blocks_of_a_pool_that_is_gone) {
     second.join();
     EXPECT(nothing_is_left());
   }
+}
+
+std::atomic<bool> draining{false};
+std::atomic<bool> freed{false};
+
+int drain_late(int card) {
+  draining = true;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(50);
+  while (!freed && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  return driver().drain(card);
+}
+
+// ends the pool   [lock] it is abandoned [unlock]   drain the card ............   [lock] nothing is left: delete
+// frees                                                [lock] the last block [unlock]
+CASE(the_last_block_goes_while_the_pool_ends) {
+  static poolrt::DriverTable late;
+  configure({16 * kMiB});
+  late = driver();
+  late.drain = &drain_late;
+  int status = -1;
+  auto pool = poolrt::Pool::open(late, options_of({16 * kMiB}), &status);
+  EXPECT_OK(status);
+  Pool* raw = pool.get();
+  const Address cached = grant(*pool, 4 * kMiB, 0);
+  const Address last = grant(*pool, 4 * kMiB, 0);
+  EXPECT_OK(pool->free(cached));
+  std::thread ends([&] { pool.reset(); });
+  while (!draining) std::this_thread::yield();
+  EXPECT_OK(raw->free(last));
+  freed = true;
+  ends.join();
+  EXPECT(nothing_is_left());
 }
 
 // The table that the virtual cards use: only inside a pool, only for its cards, for the thread that entered.
