@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypedDict, Unpack
+from typing import Unpack
 
-from poolrt.planning.counts import MicroBatches
 from poolrt.planning.groups import Grouping, groupings
-from poolrt.planning.limits import OutputCard, Spill
+from poolrt.planning.limits import Spill
+from poolrt.planning.options import PlanOptions
 from poolrt.planning.plan import Plan
 from poolrt.planning.planner import make_plan, plan_stages
 from poolrt.planning.profile import LayerFacts, Profile
@@ -29,22 +29,6 @@ WORTH = 0.9
 FactsOf = Callable[[tuple[int, ...]], SplitFacts | None]
 """facts_of(cards): how these cards would split the model, the same object for cards of equal shares; None if nothing
 of it can be split"""
-
-
-class PlanOptions(TypedDict, total=False):
-    """What `make_plan` takes beside a profile and a topology; see there."""
-
-    micro_batches: MicroBatches
-    schedule: str
-    optimizer: str
-    batch_size: int | None
-    splittable: bool
-    why_not_split: str
-    output_card: OutputCard
-    reserve_fraction: float | None
-    call_overhead_s: float
-    spill: Spill
-    host_bytes: int
 
 
 def choose_stages(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Unpack
 
 from poolrt.errors import ConfigurationError, PlanError
 from poolrt.planning.assembled import notes_after, notes_before, plan_of
@@ -13,11 +14,12 @@ from poolrt.planning.counts import MicroBatches
 from poolrt.planning.infeasible import host_reason, nearest_miss, reason
 from poolrt.planning.largest import largest_batch_of
 from poolrt.planning.limits import Limits, OutputCard, Spill, host_limit
+from poolrt.planning.options import PlanOptions
 from poolrt.planning.plan import Plan
 from poolrt.planning.profile import Profile
 from poolrt.planning.spill_search import SpillSearch
 from poolrt.planning.split_facts import SplitFacts
-from poolrt.planning.stages import joined, scaled_stages
+from poolrt.planning.stages import Stages, joined, scaled_stages
 from poolrt.planning.task import Task
 from poolrt.topology.topology import Topology
 
@@ -40,6 +42,7 @@ def make_plan(
     call_overhead_s: float = CALL_OVERHEAD_S,
     spill: Spill = "never",
     host_bytes: int = 0,
+    stages: Stages | None = None,
 ) -> Plan:
     """The plan with the least predicted step time among those that fit every card; it uses all cards it can.
 
@@ -58,6 +61,7 @@ def make_plan(
         spill: what to do if nothing fits: "never" says so; "auto" takes from the pool as little as needed, on other
             cards and then on the host; a number does too, with that many bytes on the host at most.
         host_bytes: what the host gives to "auto".
+        stages: cards that run the same layers together, in the order of the line; None: every card by itself.
 
     Returns:
         A plan. Where nothing fits it has `feasible=False`, the reason, and the placement that comes closest.
@@ -66,7 +70,8 @@ def make_plan(
         ConfigurationError: if an argument makes no sense.
         PlanError: if the profile has no calls.
     """
-    _check_schedule(schedule)
+    if schedule not in ("auto", "gpipe"):
+        raise ConfigurationError(f'schedule is "auto" or "gpipe", not {schedule!r}')
     limits = Limits(
         optimizer=optimizer,
         output_card=output_card,
@@ -75,12 +80,14 @@ def make_plan(
         host_bytes=host_limit(spill, host_bytes),
     )
     limits.check(topology)
+    asked = _for_batch(profile, batch_size)
     task = Task(
-        profile=_for_batch(profile, batch_size),
+        profile=asked,
         topology=topology,
         limits=limits,
         splittable=splittable,
         why_not_split=why_not_split,
+        stages=None if stages is None else scaled_stages(stages, asked.batch_size),
     )
     return replace(_planned(task, micro_batches), spill=spill)
 
@@ -89,41 +96,20 @@ def plan_stages(
     facts: Sequence[SplitFacts],
     topology: Topology,
     stages: Sequence[Sequence[int]],
-    *,
-    micro_batches: MicroBatches = "auto",
-    schedule: str = "auto",
-    optimizer: str = "adamw",
-    batch_size: int | None = None,
-    splittable: bool = True,
-    why_not_split: str = "",
-    output_card: OutputCard = "last",
-    reserve_fraction: float | None = None,
-    call_overhead_s: float = CALL_OVERHEAD_S,
-    spill: Spill = "never",
-    host_bytes: int = 0,
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """As `make_plan`, where the cards of a stage run its layers together, and the order of the stages is given.
 
     The layers are cut over the stages as they are over cards. A stage's layers fit if every one of its cards can hold
-    its pieces of them, the lead card also everything that is not split.
+    its pieces of them, the lead card also everything that is not split. A stage stands where `make_plan` speaks of a
+    card: "last" is the lead card of the last call's stage; every card spills of its own pieces what does not fit it.
 
     Args:
         facts: for each stage what was found out about the model with its shares; stages with equal shares may give the
             same object. A stage of one card has `SplitFacts.whole`.
         topology: the cards.
         stages: for each stage the indices of its cards, the lead card first. A card in none is left out.
-        micro_batches: a number, or "auto" to choose the fastest that fits.
-        schedule: "auto" is "gpipe".
-        optimizer: a name that `planning.optimizers` knows; "none" for inference.
-        batch_size: samples in the batch to plan for; None means the measured one.
-        splittable: False if splitting the batch would change the model's result; then there is one micro-batch.
-        why_not_split: the reason for that, half a sentence.
-        output_card: where whole outputs are put together: "last" (the lead card of the last call's stage), "host", or
-            a card's index.
-        reserve_fraction: part of each card's memory to leave free; see `make_plan`.
-        call_overhead_s: fixed cost of one call of one micro-batch, forward or backward, in seconds.
-        spill: what to do if nothing fits; see `make_plan`. Every card spills of its own pieces what does not fit it.
-        host_bytes: what the host gives to "auto".
+        options: what `make_plan` takes.
 
     Returns:
         A plan with `stages`; its cards name the layers of their stage. Where nothing fits it has `feasible=False`, the
@@ -133,31 +119,8 @@ def plan_stages(
         ConfigurationError: if an argument makes no sense.
         PlanError: if the profile has no calls.
     """
-    _check_schedule(schedule)
-    limits = Limits(
-        optimizer=optimizer,
-        output_card=output_card,
-        reserve_fraction=reserve_fraction,
-        call_overhead_s=call_overhead_s,
-        host_bytes=host_limit(spill, host_bytes),
-    )
-    limits.check(topology)
     line = joined(facts, stages, topology)
-    profile = _for_batch(line[0].facts.profile, batch_size)
-    task = Task(
-        profile=profile,
-        topology=topology,
-        limits=limits,
-        splittable=splittable,
-        why_not_split=why_not_split,
-        stages=scaled_stages(line, profile.batch_size),
-    )
-    return replace(_planned(task, micro_batches), spill=spill)
-
-
-def _check_schedule(schedule: str) -> None:
-    if schedule not in ("auto", "gpipe"):
-        raise ConfigurationError(f'schedule is "auto" or "gpipe", not {schedule!r}')
+    return make_plan(line[0].facts.profile, topology, stages=line, **options)
 
 
 def _planned(task: Task, micro_batches: MicroBatches) -> Plan:
