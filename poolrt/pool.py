@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from poolrt.memory.pool import Pool as _Pool
 from poolrt.proof import proven
 from poolrt.topology.topology import Topology
@@ -24,8 +22,5 @@ class Pool(_Pool):
         DriverError: if the driver refuses, or copies between a card and the host change bytes.
     """
 
-    def __init__(
-        self, topology: Topology, host_memory: int | str = 0, *, limits: Sequence[int | str] | None = None
-    ) -> None:
-        self.check(topology, limits)
-        super().__init__(proven(topology), host_memory, limits=limits)
+    def _usable(self, topology: Topology) -> Topology:
+        return proven(topology)

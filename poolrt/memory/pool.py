@@ -53,8 +53,8 @@ class Pool:
     def __init__(
         self, topology: Topology, host_memory: int | str = 0, *, limits: Sequence[int | str] | None = None
     ) -> None:
-        self.check(topology, limits)
-        self.topology = topology
+        _check(topology, limits)
+        self.topology = topology = self._usable(topology)
         self.devices = tuple(torch.device(card.device) for card in topology.cards)
         sizes = [_size(limit) for limit in limits] if limits else [card.memory_bytes for card in topology.cards]
         virtual = self.devices[0].type == "vcard"
@@ -70,19 +70,9 @@ class Pool:
         self._closed = False
         weakref.finalize(self, self._hook.close).atexit = False  # tensors may outlive the pool; what torch keeps not
 
-    @staticmethod
-    def check(topology: Topology, limits: Sequence[int | str] | None) -> None:
-        """See that a pool can be made of this.
-
-        Raises:
-            ConfigurationError: if not.
-        """
-        kinds = {torch.device(card.device).type for card in topology.cards if card.kind != "recorded"}
-        if len(kinds) != 1 or any(card.kind == "recorded" for card in topology.cards):
-            found = sorted({card.kind for card in topology.cards})
-            raise ConfigurationError(f"a pool needs virtual cards, or GPUs and shares of them; these are {found}")
-        if limits is not None and len(limits) != len(topology):
-            raise ConfigurationError(f"{len(topology)} cards need as many limits, got {len(limits)}: {list(limits)}")
+    def _usable(self, topology: Topology) -> Topology:
+        """Those of the topology's links that tensors may lie across."""
+        return topology
 
     # ---- tensors
 
@@ -229,6 +219,16 @@ class Pool:
     def _check_card(self, home: int) -> None:
         if not 0 <= home < len(self.topology):
             raise ConfigurationError(f"there is no card {home}; this pool has cards 0 to {len(self.topology) - 1}")
+
+
+def _check(topology: Topology, limits: Sequence[int | str] | None) -> None:
+    """See that a pool can be made of this."""
+    kinds = {torch.device(card.device).type for card in topology.cards if card.kind != "recorded"}
+    if len(kinds) != 1 or any(card.kind == "recorded" for card in topology.cards):
+        found = sorted({card.kind for card in topology.cards})
+        raise ConfigurationError(f"a pool needs virtual cards, or GPUs and shares of them; these are {found}")
+    if limits is not None and len(limits) != len(topology):
+        raise ConfigurationError(f"{len(topology)} cards need as many limits, got {len(limits)}: {list(limits)}")
 
 
 def _size(size: int | str) -> int:
