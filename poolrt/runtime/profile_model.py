@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -31,11 +31,11 @@ def weigh_layers(model: nn.Module, layers: Sequence[Layer]) -> tuple[tuple[Layer
             users.setdefault(id(tensor), []).append(layer.name)
     loose = [tensor for tensor in unique_tensors(_tensors(model)) if id(tensor) not in owner]
     facts = [
-        _weigh(layer.name, [t for t in unique_tensors(_tensors(layer.module)) if owner[id(t)] == layer.name])
+        _whole(layer.name, [t for t in unique_tensors(_tensors(layer.module)) if owner[id(t)] == layer.name])
         for layer in layers
     ]
     if facts and loose:
-        facts[0] = _weigh(facts[0].name, [*(t for t in unique_tensors(_tensors(layers[0].module))), *loose])
+        facts[0] = _whole(facts[0].name, [*(t for t in unique_tensors(_tensors(layers[0].module))), *loose])
     tied = tuple(
         TiedParameter(name=name, nbytes=granular(parameter.nbytes), layers=tuple(users[id(parameter)]))
         for name, parameter in model.named_parameters()
@@ -44,21 +44,27 @@ def weigh_layers(model: nn.Module, layers: Sequence[Layer]) -> tuple[tuple[Layer
     return tuple(facts), tied
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def _weigh(name: str, tensors: Sequence[Tensor]) -> LayerFacts:
-    trainable = tuple(granular(t.nbytes) for t in tensors if t.requires_grad)
-    frozen = tuple(granular(t.nbytes) for t in tensors if not t.requires_grad)
+def layer_facts(name: str, held: Iterable[tuple[Tensor, int]]) -> LayerFacts:
+    """What a layer weighs that holds so many bytes of each of these parameters and buffers."""
+    held = list(held)
+    trained = tuple(nbytes for tensor, nbytes in held if tensor.requires_grad)
+    frozen = tuple(nbytes for tensor, nbytes in held if not tensor.requires_grad)
     return LayerFacts(
         name=name,
-        weight_nbytes=sum(trainable) + sum(frozen),
-        trainable_nbytes=sum(trainable),
-        largest_gradient_nbytes=max(trainable, default=0),
-        trained_tensors=trainable,
+        weight_nbytes=sum(trained) + sum(frozen),
+        trainable_nbytes=sum(trained),
+        largest_gradient_nbytes=max(trained, default=0),
+        trained_tensors=trained,
         frozen_tensors=frozen,
     )
+
+
+def _whole(name: str, tensors: Sequence[Tensor]) -> LayerFacts:
+    return layer_facts(name, ((tensor, granular(tensor.nbytes)) for tensor in tensors))
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def make_profile(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.hooks import RemovableHandle
 
-from poolrt.planning.profile import CallFacts, LayerFacts, TiedParameter
+from poolrt.planning.profile import CallFacts, TiedParameter
 from poolrt.planning.split import Split
 from poolrt.planning.split_facts import CardWeights, RegionCall, SplitFacts
 from poolrt.runtime.layers import Layer, unique_tensors
@@ -21,6 +21,7 @@ from poolrt.runtime.measure import Measured
 from poolrt.runtime.memory_watch import MemoryWatch, granular
 from poolrt.runtime.microbatch import Call
 from poolrt.runtime.model_state import state_restored
+from poolrt.runtime.profile_model import layer_facts
 from poolrt.runtime.regions.plan import Forked, RegionPlan, Rewrite, RowLinear, parameter_splits
 from poolrt.runtime.regions.replica import parameter_of
 from poolrt.runtime.trees import flatten, map_tensors
@@ -214,20 +215,7 @@ def _weights(model: nn.Module, splits: dict[str, Split] | Any, layers: Sequence[
         for name, parameter in model.named_parameters()
         if len(users.get(id(parameter), ())) > 1
     )
-    return CardWeights(layers=tuple(_facts(name, tensors) for name, tensors in held.items()), tied=tied)
-
-
-def _facts(name: str, tensors: Sequence[tuple[Tensor, int]]) -> LayerFacts:
-    trained = tuple(nbytes for tensor, nbytes in tensors if tensor.requires_grad)
-    frozen = tuple(nbytes for tensor, nbytes in tensors if not tensor.requires_grad)
-    return LayerFacts(
-        name=name,
-        weight_nbytes=sum(trained) + sum(frozen),
-        trainable_nbytes=sum(trained),
-        largest_gradient_nbytes=max(trained, default=0),
-        trained_tensors=trained,
-        frozen_tensors=frozen,
-    )
+    return CardWeights(layers=tuple(layer_facts(name, tensors) for name, tensors in held.items()), tied=tied)
 
 
 def _nbytes_on(tensor: Tensor, split: Split | None, card: int) -> int:
