@@ -8,20 +8,18 @@ from typing import Any, Literal
 
 from torch import nn
 
-from poolrt.arguments import TensorParallel, check_model, check_plan, may_split, spill_of, stages_of
+from poolrt.arguments import TensorParallel, check_model, check_plan, options_of
 from poolrt.cards import discover, logical, virtual
 from poolrt.errors import ModelError
 from poolrt.planning.plan import Plan
 from poolrt.proof import proven
 from poolrt.reporting import Report, make_report
 from poolrt.runtime.batch_form import call_of, check_signature
-from poolrt.runtime.decide import Options, decide
 from poolrt.runtime.layers import find_layers
 from poolrt.runtime.measure import measure, threads_per_lane
 from poolrt.runtime.microbatch import batch_size_of
 from poolrt.runtime.pooled import Pooled, pooled_of
 from poolrt.runtime.split_layers import SplitLayers
-from poolrt.topology.host_memory import available_nbytes
 from poolrt.topology.topology import Topology
 from poolrt.transfer.copy import copy
 from poolrt.verification import Verification, verify_step
@@ -69,32 +67,25 @@ def plan(
     check_model(model)
     call = call_of(sample)
     check_signature(model, call)
-    stages = stages_of(tensor_parallel, topology)
-    is_open = may_split(tensor_parallel, micro_batches, spill) and len(topology) > 1
+    options = options_of(
+        topology,
+        micro_batches=micro_batches,
+        schedule=schedule,
+        tensor_parallel=tensor_parallel,
+        batch_dim=batch_dim,
+        optimizer=optimizer,
+        spill=spill,
+    )
     measured = measure(
         model,
         model.forward,
-        find_layers(model, at_least=2 * len(stages or topology)),
+        find_layers(model, at_least=2 * len(options.stages or topology)),
         call,
         batch_size=batch_size_of(call, batch_dim) or 1,
         gathered=False,
         threads=threads_per_lane(topology),
     )
-    options = Options(
-        micro_batches=micro_batches,
-        schedule=schedule,
-        batch_dim=batch_dim,
-        optimizer=optimizer,
-        spill=spill_of(spill),
-        host_bytes=_host_bytes(),
-        stages=stages,
-        may_split=is_open,
-    )
-    if is_open:
-        return SplitLayers(model, call, measured, topology, options).choose("host", nullcontext)
-    if stages:
-        return SplitLayers(model, call, measured, topology, options).plan("host")
-    return decide(measured.profile, topology, options, "host")
+    return SplitLayers(model, call, measured, topology, options).best("host", nullcontext)
 
 
 def shard(
@@ -145,24 +136,17 @@ def shard(
     call = None if sample is None else call_of(sample)
     if call is not None:
         check_signature(model, call)
-    stages = stages_of(tensor_parallel, topology) if plan is None else plan.stages
-    options = Options(
+    options = options_of(
+        topology,
         micro_batches=micro_batches,
         schedule=schedule,
+        tensor_parallel=tensor_parallel,
         batch_dim=batch_dim,
         optimizer=optimizer,
-        spill=spill_of(spill),
-        host_bytes=_host_bytes(),
-        stages=stages,
-        may_split=plan is None and may_split(tensor_parallel, micro_batches, spill),
+        spill=spill,
     )
     Pooled(model, topology, options, plan).start(call)
     return model
-
-
-def _host_bytes() -> int:
-    """What the host gives to what does not fit the cards, unless the user says how much."""
-    return available_nbytes() // 2
 
 
 def report(model: nn.Module) -> Report:

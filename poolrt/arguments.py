@@ -10,9 +10,11 @@ from torch import nn
 from poolrt.errors import ConfigurationError, ModelError, PlanError
 from poolrt.planning.limits import Spill
 from poolrt.planning.plan import Plan
+from poolrt.runtime.decide import Options
 from poolrt.runtime.place import tensors_on_meta
 from poolrt.runtime.pooled import pooled_of
 from poolrt.runtime.profile_model import fingerprint
+from poolrt.topology.host_memory import available_nbytes
 from poolrt.topology.topology import Topology
 from poolrt.units import parse_nbytes
 
@@ -20,7 +22,39 @@ TensorParallel = int | Literal["auto"] | Sequence[Sequence[int]]
 """over how many cards each layer is split, or for each stage the indices of its cards"""
 
 
-def stages_of(tensor_parallel: TensorParallel, topology: Topology) -> tuple[tuple[int, ...], ...]:
+def options_of(
+    topology: Topology,
+    *,
+    micro_batches: int | Literal["auto"],
+    schedule: Literal["auto", "gpipe"],
+    tensor_parallel: TensorParallel,
+    batch_dim: int,
+    optimizer: str,
+    spill: int | str,
+) -> Options:
+    """What the user asked for, as the runtime reads it.
+
+    Layers may be split, without being asked for, where who asked has not said how the batch is cut or how much spills,
+    and where cards are not shares of one device, which gain nothing.
+
+    Raises:
+        ConfigurationError: if the topology has no such stages, or the size makes no sense.
+    """
+    is_open = tensor_parallel == "auto" and micro_batches == "auto" and spill in ("auto", "never")
+    shared = any(card.kind == "logical" for card in topology.cards)
+    return Options(
+        micro_batches=micro_batches,
+        schedule=schedule,
+        batch_dim=batch_dim,
+        optimizer=optimizer,
+        spill=_spill_of(spill),
+        host_bytes=available_nbytes() // 2,
+        stages=_stages_of(tensor_parallel, topology),
+        may_split=is_open and not shared and len(topology) > 1,
+    )
+
+
+def _stages_of(tensor_parallel: TensorParallel, topology: Topology) -> tuple[tuple[int, ...], ...]:
     """The cards of each stage, the lead card first; none where every card runs layers of its own.
 
     Raises:
@@ -74,12 +108,7 @@ def _example(cards: int) -> str:
     return str([list(range(cards // 2)), list(range(cards // 2, cards))] if cards > 2 else [list(range(cards))])
 
 
-def may_split(tensor_parallel: TensorParallel, micro_batches: int | Literal["auto"], spill: int | str) -> bool:
-    """Whether the planner may split layers: who says how the batch is cut, or how much spills, has whole layers."""
-    return tensor_parallel == "auto" and micro_batches == "auto" and spill in ("auto", "never")
-
-
-def spill_of(spill: int | str) -> Spill:
+def _spill_of(spill: int | str) -> Spill:
     """As the planner reads it: a size becomes bytes."""
     if spill == "auto" or spill == "never":
         return "auto" if spill == "auto" else "never"

@@ -9,13 +9,10 @@ from typing import Literal
 from torch import nn
 
 from poolrt.errors import InfeasibleError, PlanError
-from poolrt.planning.choose import PlanOptions
 from poolrt.planning.limits import OutputCard, Spill
+from poolrt.planning.options import PlanOptions
 from poolrt.planning.plan import Plan
-from poolrt.planning.planner import make_plan
-from poolrt.planning.profile import Profile
 from poolrt.runtime.layers import Layer, layers_named
-from poolrt.topology.topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +30,6 @@ class Options:
     """cards that run the same layers together, the lead card first; empty: every card runs layers of its own"""
     may_split: bool = False
     """whether there may be such stages although none were asked for, where that is better"""
-
-
-def decide(
-    profile: Profile, topology: Topology, options: Options, output_card: OutputCard, why_not_split: str = ""
-) -> Plan:
-    """The best plan of whole layers as the user asked for it; it may be infeasible."""
-    return make_plan(profile, topology, **planning_options(options, output_card, why_not_split))
 
 
 def planning_options(options: Options, output_card: OutputCard, why_not_split: str = "") -> PlanOptions:

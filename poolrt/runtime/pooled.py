@@ -24,7 +24,7 @@ from poolrt.runtime import optimizer_state
 from poolrt.runtime.assembly import Assembly
 from poolrt.runtime.batch_form import check_signature
 from poolrt.runtime.caps import caps_of
-from poolrt.runtime.decide import Options, checked, decide, feasible, layers_of
+from poolrt.runtime.decide import Options, checked, feasible, layers_of
 from poolrt.runtime.disguise import MARK, disguise
 from poolrt.runtime.first_batch import measured_with
 from poolrt.runtime.layers import find_layers
@@ -67,7 +67,6 @@ class Pooled:
         self._splitting = Splitting(options.batch_dim)
         self._guard = MemoryGuard(lambda: self.placement, self._hints)
         self._output_card: OutputCard = "last"
-        self._spill: Spill | None = None
         caps = None if stages else caps_of(topology)  # cards of a stage are one lane's, in the streams it has
         self._on_cards = OnCards(model, self.layers, self.devices, caps)
         self._stages: tuple[SplitStage, ...] = ()
@@ -164,7 +163,7 @@ class Pooled:
             measured = measured_with(call, self._on_cards, self.layers, self.topology, self.options, self._output_card)
             self.layers, profile = list(measured.layers), measured.profile
             self._split = SplitLayers(self.model, call, measured, self.topology, self.options, self.devices)
-            plan = self._decide(profile)
+            plan = self._decide()
         self._adopt(plan, profile)
         self._check_if_split(call, profile)
         self._split = None  # it holds the batch
@@ -189,31 +188,23 @@ class Pooled:
             return "last"
         return self.devices.index(device) if device in self.devices else "host"
 
-    def _decide(self, profile: Profile, why_not_split: str = "") -> Plan:
+    def _decide(self, why_not_split: str = "") -> Plan:
+        assert self._split is not None, "there is a first batch"
         if self.plan is not None and self._given_plan:
             plan = checked(self.plan, self.layers)
-            return self._split.checked(plan) if plan.stages and self._split is not None else plan
-        if self._split is not None and self._may_split:
-            return feasible(self._split.choose(self._output_card, self._on_cards.as_it_came, why_not_split))
-        if self._split is not None and self.options.stages:
-            return feasible(self._split.plan(self._output_card, why_not_split))
-        return feasible(decide(profile, self.topology, self.options, self._output_card, why_not_split))
-
-    @property
-    def _may_split(self) -> bool:
-        """Whether it is to be found out if split layers are better; cards that share a device gain nothing."""
-        return self.options.may_split and self._on_cards.caps is None and len(self.topology) > 1
+            return self._split.checked(plan) if plan.stages else plan
+        return feasible(self._split.best(self._output_card, self._on_cards.as_it_came, why_not_split))
 
     def _adopt(self, plan: Plan, profile: Profile, *, in_pieces: bool = False) -> None:
         """Place the layers as planned; the path of their calls gives the cards' orders."""
         self.options = replace(self.options, stages=plan.stages)
-        self._spill = Spill(plan, self.topology) if plan.spills else None
+        spill = Spill(plan, self.topology) if plan.spills else None
         if self._on_cards.caps is not None:
             self._on_cards.caps.leave_room_for([card.pool_limit_bytes for card in plan.cards])
         if plan.stages and not in_pieces:
             assert self._split is not None
             self._stages = self._split.deal(plan, self.layers)
-        self._on_cards.put_up(self.layers, plan.card_of(), self._stages, self._spill, in_pieces=in_pieces)
+        self._on_cards.put_up(self.layers, plan.card_of(), self._stages, spill, in_pieces=in_pieces)
         self._on_cards.follow_optimizers(self._guard)
         self.plan = plan
         self._orders = CardOrders(call_path(profile.calls, plan.card_of()))
@@ -230,7 +221,7 @@ class Pooled:
         if self._given_plan:
             self.plan = replace(self.plan, notes=(*self.plan.notes, f"The batch stays whole: {verdict.why_not}."))
         else:
-            self._adopt(self._decide(profile, verdict.why_not), profile)
+            self._adopt(self._decide(verdict.why_not), profile)
 
     # ---- every batch
 

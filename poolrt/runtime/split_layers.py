@@ -12,8 +12,9 @@ from torch import nn
 from poolrt.errors import ModelError, PlanError
 from poolrt.planning.choose import choose_stages
 from poolrt.planning.limits import OutputCard
+from poolrt.planning.options import PlanOptions
 from poolrt.planning.plan import Plan
-from poolrt.planning.planner import plan_stages
+from poolrt.planning.planner import make_plan, plan_stages
 from poolrt.planning.split_facts import SplitFacts
 from poolrt.runtime.decide import Options, planning_options
 from poolrt.runtime.layers import Layer
@@ -56,28 +57,35 @@ class SplitLayers:
         self._regions: dict[Shares, RegionPlan] = {}
         self._facts: dict[Shares, SplitFacts] = {}
 
-    def plan(self, output_card: OutputCard, why_not_split: str = "") -> Plan:
-        """The best cut of the layers over the stages; it may be infeasible.
-
-        Raises:
-            ModelError: if nothing of the model can be split.
-        """
-        stages = self._options.stages
-        options = planning_options(self._options, output_card, why_not_split)
-        if options["micro_batches"] == "auto" and len(stages) == 1:
-            options["micro_batches"] = 1
-        plan = plan_stages([self.facts(cards) for cards in stages], self._topology, stages, **options)
-        return replace(plan, notes=(*plan.notes, *_notes_on_shares(self._topology)))
-
-    def choose(self, output_card: OutputCard, found_on: FoundOn, why_not_split: str = "") -> Plan:
-        """The best plan of whole or split layers; it may be infeasible.
+    def best(self, output_card: OutputCard, found_on: FoundOn, why_not_split: str = "") -> Plan:
+        """The best plan as the user asked for it: of split layers, of whole ones, or of the better of these.
 
         Args:
             output_card: where whole outputs are put together.
             found_on: holds the model whole and bare while it is found out how it can be split.
             why_not_split: why the batch stays whole, half a sentence.
-        """
 
+        Returns:
+            A plan; it may be infeasible.
+
+        Raises:
+            ModelError: if split layers were asked for, and nothing of the model can be split.
+        """
+        options = planning_options(self._options, output_card, why_not_split)
+        if self._options.may_split:
+            return self._chosen(found_on, options)
+        if self._options.stages:
+            return self._staged(options)
+        return make_plan(self._measured.profile, self._topology, **options)
+
+    def _staged(self, options: PlanOptions) -> Plan:
+        stages = self._options.stages
+        if options["micro_batches"] == "auto" and len(stages) == 1:
+            options["micro_batches"] = 1
+        plan = plan_stages([self.facts(cards) for cards in stages], self._topology, stages, **options)
+        return replace(plan, notes=(*plan.notes, *_notes_on_shares(self._topology)))
+
+    def _chosen(self, found_on: FoundOn, options: PlanOptions) -> Plan:
         def facts_of(cards: tuple[int, ...]) -> SplitFacts | None:
             try:
                 with found_on():
@@ -85,7 +93,6 @@ class SplitLayers:
             except ModelError:
                 return None
 
-        options = planning_options(self._options, output_card, why_not_split)
         by_time = seconds_are_of_cards(self._model, self._topology)
         return choose_stages(self._measured.profile, self._topology, facts_of, by_time=by_time, **options)
 
