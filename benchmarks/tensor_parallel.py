@@ -17,13 +17,12 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from bert import BertShape, make_batch, make_bert
 from cards import make_cards, synchronize
-from measuring import interleaved, median_ratio, training_step, write_json
+from measuring import benchmark_parser, interleaved, median_ratio, training_step, write_json
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor, nn
@@ -256,13 +255,11 @@ def _step_table(found: dict[str, Any]) -> Table:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller BERT")
-    parser.add_argument("--cuda", action="store_true", help="shares of the first GPU instead of virtual cards")
+    parser = benchmark_parser(
+        __doc__, quick="a smaller BERT", cuda="shares of the first GPU instead of virtual cards", rounds=3
+    )
     parser.add_argument("--cards", type=int, default=2, help="how many")
     parser.add_argument("--memory", default="4GiB", help="of each card")
-    parser.add_argument("--rounds", type=int, default=3, help="measured rounds")
-    parser.add_argument("--json", type=Path, help="where to write the results")
     return parser.parse_args(arguments)
 
 
