@@ -228,7 +228,6 @@ def test_a_pool_used_by_several_threads_stays_whole():
         settings=settings(
             max_examples=30,
             stateful_step_count=16,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),

@@ -5,7 +5,7 @@ from poolrt.planning.bounds import Bounds
 from poolrt.planning.memory import MemoryModel
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_what_stays_lies_between_the_bounds(profiles, data):
     profile = data.draw(profiles())
@@ -21,7 +21,7 @@ def test_what_stays_lies_between_the_bounds(profiles, data):
     assert bounds.at_least(first, last) <= stays <= bounds.at_most(first, last)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_floor_of_all_cards_is_below_the_sum_of_their_peaks(profiles, data):
     profile = data.draw(profiles())

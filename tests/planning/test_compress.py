@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolrt.planning.compress import compress_names
@@ -25,7 +25,6 @@ def test_names_that_count_up_in_one_place_are_joined(names, short):
     assert compress_names(names) == short
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("ab.01", min_size=1, max_size=5)))
 def test_the_first_and_the_last_name_can_be_read_back(names):
     short = compress_names(names)

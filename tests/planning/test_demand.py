@@ -103,7 +103,7 @@ def test_a_tied_weight_is_read_by_all_its_users(make_chain):
     assert reads_of_layers(profile) == [2, 1, 1]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_no_more_is_pooled_away_than_lacks_room(large_profiles, data):
     profile = data.draw(large_profiles())
@@ -126,7 +126,7 @@ def test_no_more_is_pooled_away_than_lacks_room(large_profiles, data):
         assert needed - usable <= away <= needed - usable + lost
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_no_layer_is_pooled_in_vain(large_profiles, data):
     profile = data.draw(large_profiles())

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolrt.planning.granules import (
@@ -49,7 +49,6 @@ def test_copies_share_their_last_granules():
     assert Blocks().nbytes == 0
 
 
-@settings(deadline=None)
 @given(size=st.integers(1, 9 * MIB), count=st.integers(1, 20), frozen=st.integers(0, 20))
 def test_where_tensors_are_not_known_equal_ones_are_never_taken_for_less(size, count, frozen):
     known, unknown = (layer((size,) * count, (size,) * frozen, known=known) for known in (True, False))

@@ -38,7 +38,7 @@ def test_the_largest_card_leads():
     assert grouping(virtual_topology([1, 3, 2]), 3) == ((1, 2, 0),)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_every_card_is_in_one_group_and_the_first_group_has_the_fastest_link(boxes, data):
     topology = data.draw(boxes(most_cards=6))

@@ -146,7 +146,7 @@ def placed(draw, profiles, **options):
     return profile, card_of, choices, draw(st.sampled_from([None, 0, 1, 2]))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_the_prediction_is_what_a_ledger_would_show(profiles, data):
     profile, card_of, choices, output_card = data.draw(placed(profiles))
@@ -156,7 +156,6 @@ def test_the_prediction_is_what_a_ledger_would_show(profiles, data):
         assert predicted[card].total == simulator.run()
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_interleaved_visits_differ_by_one_temporary_gradient_at_most(profiles, data):
     profile, card_of, choices, _ = data.draw(placed(profiles, ties=False))
@@ -186,7 +185,6 @@ def calls_of_visits(profile, card_of):
     return visits
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_no_peak_is_below_its_floor_or_below_weights_and_state(profiles, data):
     profile, card_of, choices, output_card = data.draw(placed(profiles))
@@ -201,7 +199,6 @@ def test_no_peak_is_below_its_floor_or_below_weights_and_state(profiles, data):
             assert predicted.total >= model.floor_nbytes(held[0], held[-1] + 1)
 
 
-@settings(deadline=None)
 @given(data=st.data(), larger=st.integers(2, 5))
 def test_a_larger_batch_never_needs_less(profiles, data, larger):
     profile, card_of, choices, output_card = data.draw(placed(profiles))

@@ -59,7 +59,7 @@ def lines(draw, profiles, most_cards=4, revisits=True):
     return profile, Topology(cards=plain.cards, links=tuple(links))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_no_cut_is_better(profiles, data):
     profile, topology = data.draw(lines(profiles))
@@ -80,7 +80,7 @@ def test_no_cut_is_better(profiles, data):
         assert objective(costs, runs) == pytest.approx(best)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_fitting_need_not_be_monotone(profiles, data):
     profile, topology = data.draw(lines(profiles, most_cards=3))
@@ -106,7 +106,7 @@ def crossings_by_walking(profile, topology, runs, micro_batches):
     return seconds
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_two_cards_pay_for_exactly_what_crosses_between_them(profiles, data):
     profile, topology = data.draw(lines(profiles, most_cards=2))
@@ -123,7 +123,7 @@ def test_two_cards_pay_for_exactly_what_crosses_between_them(profiles, data):
             assert table.busy_s[first][last] == pytest.approx(computed + expected[card])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_in_a_chain_every_card_pays_over_the_link_to_its_neighbour(profiles, data):
     profile, topology = data.draw(lines(profiles, revisits=False))

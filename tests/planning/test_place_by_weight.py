@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolrt.planning.place_by_weight import place_by_weight
@@ -27,7 +27,6 @@ def test_a_layer_goes_where_its_middle_lies(weights, memory, cards):
     assert place(weights, memory) == cards
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 99), min_size=1), st.lists(st.integers(1, 99), min_size=1, max_size=16))
 def test_runs_are_contiguous_and_no_card_is_over_by_more_than_half_a_layer_at_each_end(weights, memory):
     cards = place(weights, memory)

@@ -11,7 +11,7 @@ from poolrt.planning.planner import make_plan
 from poolrt.topology.build import virtual_topology
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_json_brings_back_the_same_plan(profiles, data):
     memory = data.draw(st.lists(st.integers(500, 6000), min_size=1, max_size=3))

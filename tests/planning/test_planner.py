@@ -164,7 +164,7 @@ def test_part_of_a_gpu_is_left_free_by_default(make_chain):
     assert not make_plan(profile, virtual_topology([peak]), reserve_fraction=0.01).feasible
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_plan_places_every_layer_once_and_keeps_every_card_within_its_memory(profiles, data):
     profile = data.draw(profiles())
@@ -241,7 +241,7 @@ def test_a_large_model_on_many_cards_is_planned(make_chain):
     assert not make_plan(profile, virtual_topology([GIB] * 8)).feasible
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_the_largest_batch_is_where_plans_stop_fitting(profiles, data):
     profile = data.draw(profiles(most_layers=4))

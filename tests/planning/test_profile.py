@@ -1,11 +1,10 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolrt.planning.profile import call_path, micro_batch_sizes
 
 
-@settings(deadline=None)
 @given(st.integers(1, 100), st.integers(1, 100))
 def test_micro_batches_hold_every_sample_and_differ_by_one_at_most(batch_size, micro_batches):
     sizes = micro_batch_sizes(batch_size, micro_batches)

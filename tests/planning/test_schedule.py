@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolrt.errors import ConfigurationError
@@ -60,7 +60,6 @@ def test_backward_goes_the_reversed_path():
     }
 
 
-@settings(deadline=None)
 @given(st.builds(Action, st.sampled_from("FB"), st.integers(0, 99), st.integers(0, 9), st.integers(0, 999)))
 def test_an_action_is_read_back_as_it_prints(action):
     assert Action.parse(str(action)) == action
@@ -93,7 +92,6 @@ def run_in_any_timing(path, micro_batches, order, choose):
     return done
 
 
-@settings(deadline=None)
 @given(paths, micro_batches_, st.data())
 def test_every_order_can_be_carried_out_whatever_the_timing(path, micro_batches, data):
     durations = data.draw(st.lists(st.floats(0, 10), min_size=len(path), max_size=len(path)))
@@ -102,7 +100,6 @@ def test_every_order_can_be_carried_out_whatever_the_timing(path, micro_batches,
     assert done == [len(path)] * micro_batches
 
 
-@settings(deadline=None)
 @given(paths, micro_batches_, st.data())
 def test_a_card_does_one_thing_at_a_time_and_hops_follow_each_other(path, micro_batches, data):
     durations = data.draw(st.lists(st.integers(0, 5), min_size=len(path), max_size=len(path)))
@@ -117,7 +114,6 @@ def test_a_card_does_one_thing_at_a_time_and_hops_follow_each_other(path, micro_
         assert all(earlier.end_s <= later.start_s for earlier, later in pairwise(slots))
 
 
-@settings(deadline=None)
 @given(paths, micro_batches_, st.data())
 def test_no_card_idles_while_something_waits_for_it(path, micro_batches, data):
     durations = data.draw(st.lists(st.integers(1, 5), min_size=len(path), max_size=len(path)))
@@ -130,7 +126,6 @@ def test_no_card_idles_while_something_waits_for_it(path, micro_batches, data):
         assert slot.start_s == max(became_ready, became_free)
 
 
-@settings(deadline=None)
 @given(st.permutations(range(4)), micro_batches_, st.lists(st.integers(0, 9), min_size=4, max_size=4))
 def test_without_repeats_the_makespan_is_known(path, micro_batches, durations):
     assert makespan_s(path, durations, micro_batches) == sum(durations) + (micro_batches - 1) * max(durations)

@@ -127,7 +127,7 @@ demands = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_every_byte_lies_somewhere_and_the_host_only_has_what_no_reachable_card_has_room_for(boxes, data):
     ways = Ways(data.draw(boxes()))

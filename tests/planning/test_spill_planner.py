@@ -166,7 +166,7 @@ def test_a_large_model_on_many_cards_is_planned(make_chain):
     assert plan.host_spill_bytes > GIB
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_no_card_and_no_host_is_ever_over_full(tight, data):
     profile, topology = data.draw(tight())
@@ -189,7 +189,7 @@ def test_no_card_and_no_host_is_ever_over_full(tight, data):
     assert guests == sum(card.pooled_bytes.all.on_peers for card in plan.cards)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_what_fits_without_spilling_is_planned_as_if_there_were_none(tight, data):
     profile, topology = data.draw(tight())
@@ -204,7 +204,7 @@ def test_what_fits_without_spilling_is_planned_as_if_there_were_none(tight, data
         assert plan.spills
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_as_little_is_spilled_as_the_placement_needs_and_the_host_comes_last(tight, data):
     profile, topology = data.draw(tight())
@@ -236,7 +236,7 @@ def test_as_little_is_spilled_as_the_placement_needs_and_the_host_comes_last(tig
             assert free == taken
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_same_placement_is_never_slower_with_more_memory(tight, data):
     profile, topology = data.draw(tight())
@@ -257,7 +257,7 @@ def test_the_same_placement_is_never_slower_with_more_memory(tight, data):
     assert after.away_bytes <= before.away_bytes + len(cards) * len(profile.layers) * GRANULE
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_what_the_search_calls_feasible_is_planned(tight, data):
     profile, topology = data.draw(tight())

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolrt.errors import ConfigurationError
@@ -105,7 +105,6 @@ def dealings(draw):
     return [[index for index, held in enumerate(holders) if card in held] for card in range(cards)]
 
 
-@settings(deadline=None)
 @given(dealings())
 def test_any_dealing_is_a_split_and_comes_back_whole(indices):
     split = Split.from_indices(indices, dim=2)
@@ -120,7 +119,6 @@ def test_any_dealing_is_a_split_and_comes_back_whole(indices):
     assert owned == list(range(split.size))
 
 
-@settings(deadline=None)
 @given(
     shares=st.lists(st.floats(0.01, 100), min_size=1, max_size=6), more=st.integers(0, 40), granule=st.integers(1, 7)
 )

@@ -67,7 +67,7 @@ def test_people_read_which_cards_work_together(two_by_two, make_chain):
     assert "- cards 0 and 1 run block.0-1 together: each has its pieces, card 0 also what is not split" in text
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_stages_of_one_card_are_planned_as_cards_are(profiles, data):
     profile = data.draw(profiles())
@@ -83,7 +83,7 @@ def test_stages_of_one_card_are_planned_as_cards_are(profiles, data):
     assert staged.card_of() == alone.card_of()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_every_card_of_a_stage_fits_and_every_layer_is_on_one_stage(split, profiles, data):
     profile = data.draw(profiles(ties=False))
@@ -151,7 +151,7 @@ def test_one_layer_larger_than_a_card_trains_on_two_with_the_rest_on_the_host(sp
     assert Plan.from_json(plan.to_json()) == plan
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_stages_of_one_card_spill_as_cards_do(tight, data):
     profile, topology = data.draw(tight())
@@ -171,7 +171,7 @@ def test_stages_of_one_card_spill_as_cards_do(tight, data):
     assert (staged.predicted_step_s, staged.host_spill_bytes) == (alone.predicted_step_s, alone.host_spill_bytes)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_no_card_of_a_stage_is_overfull_when_it_spills_and_what_is_pooled_has_a_place(split, tight, data):
     profile, topology = data.draw(tight())

@@ -109,7 +109,7 @@ def is_let_through(loss: str, batch: Batch, weights: list[Tensor]) -> bool:
 
 
 @settings(
-    max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.filter_too_much]
+    max_examples=40, database=None, suppress_health_check=[HealthCheck.filter_too_much]
 )  # most losses are refused, and rightly
 @given(
     loss=losses, ragged_first=st.booleans(), rows=st.integers(4, 9), parts=st.integers(2, 4), seed=st.integers(0, 999)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 import torch
+from settled import settle
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
@@ -17,13 +16,6 @@ import poolrt
 MICRO_BATCHES = 4
 CAPACITY = 64 << 20
 POINTS = 24
-
-
-def settle(is_settled: Callable[[], bool]) -> None:
-    """Wait a little: what a thread keeps to itself goes when the system ends it, a moment after it was joined."""
-    deadline = time.monotonic() + 1.0
-    while not is_settled() and time.monotonic() < deadline:
-        time.sleep(0.001)
 
 
 class Training:

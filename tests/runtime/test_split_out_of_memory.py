@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 import torch
+from settled import settle
 from torch import nn
 
 import poolrt
@@ -25,13 +24,6 @@ CAPACITY = 64 << 20
 POINTS = 6
 WIDTH = 64
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def settle(is_settled: Callable[[], bool]) -> None:
-    """Wait a little: what a thread keeps to itself goes when the system ends it, a moment after it was joined."""
-    deadline = time.monotonic() + 1.0
-    while not is_settled() and time.monotonic() < deadline:
-        time.sleep(0.001)
 
 
 class Training:

@@ -162,7 +162,7 @@ def test_without_any_order_the_smallest_ticket_goes_first() -> None:
 paths = st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(planned=st.lists(st.integers(0, 2), max_size=4), paths=paths)
 def test_paths_that_differ_from_the_plan_neither_hang_nor_depend_on_timing(
     planned: list[int], paths: list[list[int]]

@@ -65,20 +65,20 @@ def mangled(draw):
     return "\n".join(lines)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(mangled())
 def test_no_mangled_text_ends_in_a_traceback(text):
     understood(text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(st.sampled_from(list("GPULinkNVXSYHB 0123456789:|<>/.\t\n\x1b[m-,")), max_size=200))
 def test_no_text_at_all_ends_in_a_traceback(text):
     understood(text)
 
 
 @pytest.mark.parametrize("name", TEXTS)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(data=st.data())
 def test_harmless_lines_colours_and_blanks_change_nothing(name, data):
     plain = read_pasted(TEXTS[name])

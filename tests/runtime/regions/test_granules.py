@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -76,7 +76,6 @@ def test_more_cards_than_heads_are_refused():
         allot(16, (4, 8), [1] * 5)
 
 
-@settings(deadline=None)
 @given(
     groups=st.integers(1, 6), heads=st.integers(1, 6), width=st.integers(1, 4),
     shares=st.lists(st.floats(0.1, 10), min_size=1, max_size=6),

@@ -44,7 +44,7 @@ def shardings(draw: st.DrawFn) -> Sharding:
     return Sharding(tuple(shape), split, (CPU,) * cards)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shardings(), st.permutations([0, 1, 2]))
 def test_what_is_scattered_can_be_gathered(sharding: Sharding, order: list[int]) -> None:
     whole = torch.randn([sharding.shape[dim] for dim in order]).permute([order.index(dim) for dim in range(3)])
@@ -65,7 +65,7 @@ def _index(sharding: Sharding, card: int) -> list:
     return index
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shardings())
 def test_shared_runs_are_what_several_hold(sharding: Sharding) -> None:
     held = [sharding.split.indices(card) for card in sharding.cards]

@@ -9,48 +9,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from itertools import count, permutations
+from collections.abc import Callable
+from itertools import count
 
 import pytest
 import torch
 from torch import Tensor
+from transfer.collectives.slow_links import CARDS
 from virtual_cards.held_streams import held
 
-import poolrt
 from poolrt._C import host_driver
 from poolrt.errors import TransferError
-from poolrt.transfer import bounce, routes
+from poolrt.transfer import routes
 from poolrt.transfer.collectives.exchange import Exchange
 from poolrt.transfer.move import Arrival
 from poolrt.transfer.streams import side_stream
-from poolrt.virtual_cards.links import carried, clear_faults, clear_links, set_fault, set_link
+from poolrt.virtual_cards.links import carried, set_fault
 
-CARDS, NUMEL = 3, 20_000
+NUMEL = 20_000
 """of float32: 8 ms over the slowest link"""
 LARGEST = 2**20
 """of whole numbers, so that sums of a few are exact in any order"""
-
-
-@pytest.fixture
-def cards() -> Iterator[list[torch.device]]:
-    """Every direction of every link has a speed of its own: a wait that is missing shows on one of them."""
-    devices = [torch.device(card.device) for card in poolrt.virtual(cards=CARDS, memory="64MiB").cards]
-    torch.vcard.reset_hazards()
-    slow_down()
-    yield devices
-    for device in devices:
-        torch.vcard.synchronize(device)
-    clear_links()
-    clear_faults()
-    routes.current().forget("vcard")
-    bounce.release()
-    assert torch.vcard.hazards() == []
-
-
-def slow_down() -> None:
-    for number, (source, target) in enumerate(permutations(range(CARDS), 2)):
-        set_link(source, target, bytes_per_s=10e6 * (1 + number))
 
 
 RANDOM = torch.Generator().manual_seed(1)

@@ -2,41 +2,21 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from itertools import permutations
 
 import pytest
 import torch
+from transfer.collectives.slow_links import CARDS
 
-import poolrt
 from poolrt._C import host_driver
-from poolrt.transfer import bounce, routes
+from poolrt.transfer import routes
 from poolrt.transfer.collectives import collective
 from poolrt.transfer.streams import side_stream
-from poolrt.virtual_cards.links import carried, clear_faults, clear_links, is_up, set_fault, set_link
+from poolrt.virtual_cards.links import carried, clear_links, is_up, set_fault
 
 WAYS = ("one shot", "two shots", "ring")
-CARDS = 3
 NUMEL = 30_000
 """of float32: 12 ms over the slowest link"""
-
-
-@pytest.fixture
-def cards() -> Iterator[list[torch.device]]:
-    """Every direction of every link has a speed of its own: a wait that is missing shows on one of them."""
-    topology = poolrt.virtual(cards=CARDS, memory="64MiB")
-    devices = [torch.device(card.device) for card in topology.cards]
-    torch.vcard.reset_hazards()
-    for number, (source, target) in enumerate(permutations(range(CARDS), 2)):
-        set_link(source, target, bytes_per_s=10e6 * (1 + number))
-    yield devices
-    for device in devices:
-        torch.vcard.synchronize(device)
-    clear_links()
-    clear_faults()
-    routes.current().forget("vcard")
-    bounce.release()
-    assert torch.vcard.hazards() == []
 
 
 def brought(cards: list[torch.device]) -> list[torch.Tensor]:

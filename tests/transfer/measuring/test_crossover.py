@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poolrt.errors import ConfigurationError
@@ -17,7 +17,6 @@ lines = st.builds(
 sizes = st.floats(0, math.log(1 << 36)).map(lambda power: round(math.exp(power)))
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["P2P", "HOST", "LOCAL"]), lines, min_size=1), sizes)
 def test_no_other_route_is_faster_at_any_size(routes, nbytes):
     choice = fastest_by_size(routes)
@@ -28,7 +27,6 @@ def test_no_other_route_is_faster_at_any_size(routes, nbytes):
     assert starts == sorted(set(starts))
 
 
-@settings(deadline=None)
 @given(lines, st.floats(1.001, 100), st.floats(1.001, 100))
 def test_a_pair_that_is_slower_than_the_host_is_never_chosen(host, later, slower):
     peer = Line(latency_s=host.latency_s * later + 1e-9, bytes_per_s=host.bytes_per_s / slower)

@@ -32,7 +32,7 @@ def samples(line, noise, outliers=(), route="P2P", direction="one way"):
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     latencies,
     rates,

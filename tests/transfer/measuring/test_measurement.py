@@ -55,7 +55,7 @@ measurements = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(measurements)
 def test_json_gives_back_what_it_was_given(measurement):
     assert Measurement.from_json(measurement.to_json()) == measurement
