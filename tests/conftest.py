@@ -17,6 +17,13 @@ hypothesis.settings.register_profile("poolrt", deadline=None)  # tests judge no 
 hypothesis.settings.load_profile("poolrt")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_looked_through_twice() -> None:
+    """What is alive before a module's tests stays: to go through all of torch at each `gc.collect` takes long."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fails a test after which a thread still runs or a virtual card still holds bytes it did not hold before."""

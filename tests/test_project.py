@@ -1,5 +1,6 @@
 """What holds for the repository as a whole: what the README promises, and what stays out of the files."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -87,39 +88,31 @@ def test_every_dependency_says_why_it_is_there() -> None:
         assert stated or requirement.startswith(named_after_their_work), requirement
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout, so that building a wheel writes nothing into it."""
+@pytest.mark.slow
+def test_a_wheel_is_the_whole_package_with_the_sources_of_what_is_built_at_first_use(tmp_path: Path) -> None:
+    source, site = _copied(tmp_path / "source"), tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-q", "-w", str(tmp_path), str(source)], check=True, capture_output=True, timeout=240)
+    (wheel,) = tmp_path.glob("poolrt-*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(site)
+        names = set(packed.namelist())
+    python = {
+        str(path.relative_to(source)) for ending in ("py", "json") for path in source.glob(f"poolrt/**/*.{ending}")
+    }
+    at_first_use = {path.name for path in (source / "csrc").glob("vcard*")}
+    at_first_use |= {"driver.hpp", "pool_table.hpp", "kernels.cu", "kernels_numbers.cuh"}
+    assert python | {f"poolrt/csrc/{name}" for name in at_first_use} <= names
+    assert any(re.fullmatch(r"poolrt/_C\..*so", name) for name in names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"poolrt"}, "nothing else is installed"
+    asked = "from poolrt.virtual_cards import build; print(build.source_directory())"
+    command = [sys.executable, "-c", asked]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    told = subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True, check=True).stdout
+    assert Path(told.strip()) == (site / "poolrt" / "csrc").resolve()
+
+
+def _copied(target: Path) -> Path:
+    """The checkout, so that building a wheel writes nothing into it."""
     ignored = shutil.ignore_patterns(".git", ".venv", "build", "*.so", "__pycache__", ".*_cache", "shared")
-    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("wheel") / "source", ignore=ignored))
-
-
-@pytest.fixture(scope="module")
-def wheel_names(source: Path) -> list[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        "-q",
-        "-w",
-        str(source.parent),
-    ]
-    subprocess.run([*command, str(source)], check=True, capture_output=True, timeout=240)
-    (wheel,) = source.parent.glob("poolrt-*.whl")
-    return zipfile.ZipFile(wheel).namelist()
-
-
-def test_the_wheel_ships_what_is_compiled_on_the_users_machine(source: Path, wheel_names: list[str]) -> None:
-    shipped = {Path(name).name for name in wheel_names}
-    at_first_use = {path.name for path in (source / "csrc").iterdir() if path.name.startswith("vcard")}
-    assert at_first_use | {"driver.hpp", "kernels.cu", "kernels_numbers.cuh"} <= shipped
-
-
-def test_the_wheel_holds_the_whole_package_and_nothing_else(source: Path, wheel_names: list[str]) -> None:
-    files = [path for ending in ("*.py", "*.json") for path in (source / "poolrt").rglob(ending)]
-    assert {str(path.relative_to(source)) for path in files} <= set(wheel_names)
-    assert any(re.fullmatch(r"poolrt/_C\..*so", name) for name in wheel_names)
-    assert {name.split("/")[0].split("-")[0] for name in wheel_names} == {"poolrt"}
+    return Path(shutil.copytree(ROOT, target, ignore=ignored))

@@ -7,6 +7,7 @@
 #include "driver.hpp"
 
 inline constexpr std::size_t kMiB = 1 << 20;
+inline constexpr std::size_t kPage = 2 * kMiB;  // the granularity of every place
 
 inline const poolrt::HostTable& host() { return *poolrt::host_driver_table(); }
 inline const poolrt::DriverTable& driver() { return host().driver; }
@@ -31,6 +32,25 @@ inline void* allocate(int card, std::size_t nbytes) {
   void* block = nullptr;
   EXPECT_OK(host().memory_allocate(card, nbytes, &block));
   return block;
+}
+
+inline poolrt::Stream create_stream(int card) {
+  poolrt::Stream stream = nullptr;
+  EXPECT_OK(host().stream_create(card, &stream));
+  EXPECT(stream != nullptr);
+  return stream;
+}
+
+inline bool passed(poolrt::Event event) {
+  int answer = -1;
+  EXPECT_OK(driver().event_passed(event, &answer));
+  EXPECT(answer == 0 || answer == 1);
+  return answer == 1;
+}
+
+inline void set_model(int source, int target, double bytes_per_s, double latency_s = 0) {
+  const poolrt::LinkModel model = {bytes_per_s, latency_s};
+  EXPECT_OK(host().link_set_model(source, target, &model));
 }
 
 inline poolrt::Pages create(int place, std::size_t nbytes) {

@@ -45,12 +45,6 @@ struct Bytes {
   std::vector<unsigned char> values;
 };
 
-Stream create_stream(int card) {
-  Stream stream = nullptr;
-  EXPECT_OK(host().stream_create(card, &stream));
-  return stream;
-}
-
 StreamCopy copy_of(const Bytes& from, Bytes& to, int source = 0, int target = 1) {
   StreamCopy copy{};
   copy.source = source;
@@ -67,12 +61,6 @@ Event record(Stream stream) {
   Event event = nullptr;
   EXPECT_OK(driver().event_record(0, stream, &event));
   return event;
-}
-
-bool passed(Event event) {
-  int answer = -1;
-  EXPECT_OK(driver().event_passed(event, &answer));
-  return answer == 1;
 }
 
 bool empty(Stream stream) {
@@ -94,11 +82,6 @@ int finish(Stream stream) {
 int finish_event(Event event) {
   CopyFailure failure{};
   return host().event_finish(event, &failure);
-}
-
-void set_model(int source, int target, double bytes_per_s, double latency_s = 0) {
-  const LinkModel model = {bytes_per_s, latency_s};
-  EXPECT_OK(host().link_set_model(source, target, &model));
 }
 
 void kill(int source, int target, std::uint64_t after_copies = 0) {

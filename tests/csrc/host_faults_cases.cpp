@@ -17,8 +17,6 @@ using poolrt::kInvalidValue;
 using poolrt::kOutOfMemory;
 using poolrt::Pages;
 
-constexpr std::size_t kPage = 2 * kMiB;
-
 std::uint64_t calls() {
   std::uint64_t count = 0;
   EXPECT_OK(host().calls(&count));

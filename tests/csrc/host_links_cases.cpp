@@ -42,11 +42,6 @@ bool fails(int source, int target, std::size_t nbytes) {
   return status == kLinkFailed;
 }
 
-void set_model(int source, int target, double bytes_per_s, double latency_s = 0) {
-  const LinkModel model = {bytes_per_s, latency_s};
-  EXPECT_OK(host().link_set_model(source, target, &model));
-}
-
 void set_fault(int source, int target, const LinkFault& fault) {
   EXPECT_OK(host().link_set_fault(source, target, &fault));
 }
@@ -150,7 +145,6 @@ CASE(links_and_figures_that_cannot_be) {
 
 //     range:   | pages of card 0 | host pages |     copied from one to the other
 CASE(a_copy_between_pages_of_two_places_crosses_their_link) {
-  constexpr std::size_t kPage = 2 * kMiB;
   configure({kPage, kPage});
   const poolrt::Address range = reserve(2 * kPage);
   const std::vector<poolrt::Pages> pages = {create(0, kPage), create(kHostMemory, kPage)};

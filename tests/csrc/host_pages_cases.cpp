@@ -25,8 +25,6 @@ using poolrt::kInvalidValue;
 using poolrt::kOutOfMemory;
 using poolrt::Pages;
 
-constexpr std::size_t kPage = 2 * kMiB;
-
 unsigned char* bytes_at(Address at) { return reinterpret_cast<unsigned char*>(at); }
 
 bool holds(Address at, std::size_t nbytes, unsigned char value) {

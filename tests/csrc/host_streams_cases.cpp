@@ -13,25 +13,11 @@ using poolrt::kInvalidHandle;
 using poolrt::kInvalidValue;
 using poolrt::Stream;
 
-Stream create_stream(int card) {
-  Stream stream = nullptr;
-  EXPECT_OK(host().stream_create(card, &stream));
-  EXPECT(stream != nullptr);
-  return stream;
-}
-
 Event record(int card, Stream stream) {
   Event event = nullptr;
   EXPECT_OK(driver().event_record(card, stream, &event));
   EXPECT(event != nullptr);
   return event;
-}
-
-bool passed(Event event) {
-  int answer = -1;
-  EXPECT_OK(driver().event_passed(event, &answer));
-  EXPECT(answer == 0 || answer == 1);
-  return answer == 1;
 }
 
 void destroy(const std::vector<Event>& events) {

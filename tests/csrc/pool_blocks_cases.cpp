@@ -77,16 +77,16 @@ CASE(small_blocks_share_a_segment_and_holes_join) {
   const Address b = grant(*pool, 1, 0);
   const Address c = grant(*pool, 512, 0);
   EXPECT(b == a + 1024 && c == b + 512);
-  EXPECT(pool->stats().live_nbytes == 2048 && pool->stats().cached_nbytes == kGranule - 2048);
+  EXPECT(pool->stats().live_nbytes == 2048 && pool->stats().cached_nbytes == kPage - 2048);
   EXPECT_OK(pool->free(b));
   EXPECT(grant(*pool, 100, 0) == b);  // the best fit
   EXPECT_OK(pool->free(b));
   EXPECT_OK(pool->free(a));
-  EXPECT(pool->stats().largest_free_nbytes == kGranule - 2048 && wrong_with(*pool).empty());
+  EXPECT(pool->stats().largest_free_nbytes == kPage - 2048 && wrong_with(*pool).empty());
   EXPECT(grant(*pool, 1536, 0) == a);
   EXPECT_OK(pool->free(a));
   EXPECT_OK(pool->free(c));
-  EXPECT(pool->stats().largest_free_nbytes == kGranule && pool->stats().fragmentation() == 0.0);
+  EXPECT(pool->stats().largest_free_nbytes == kPage && pool->stats().fragmentation() == 0.0);
   EXPECT(grant(*pool, 2 * kMiB, 0) == a);  // an empty shared segment is a segment like any other
   EXPECT_OK(pool->free(a));
   EXPECT(pool->stats().misses == 1 && wrong_with(*pool).empty());

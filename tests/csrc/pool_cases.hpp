@@ -11,8 +11,6 @@
 #include "host_cases.hpp"
 #include "pool.hpp"
 
-inline constexpr std::size_t kGranule = 2 * kMiB;
-
 inline poolrt::PoolOptions options_of(const std::vector<std::size_t>& limits, std::size_t host_nbytes = 0) {
   poolrt::PoolOptions options;
   for (std::size_t card = 0; card < limits.size(); ++card)
@@ -55,13 +53,13 @@ inline std::vector<poolrt::Piece> extents_of(const poolrt::Pool& pool, poolrt::A
 // The first and the last bytes of every granule carry the mark: enough to see pages that were mixed up.
 inline void fill(poolrt::Address address, std::size_t nbytes, unsigned char mark) {
   auto* bytes = reinterpret_cast<unsigned char*>(address);
-  for (std::size_t at = 0; at < nbytes; at += kGranule) bytes[at] = mark;
+  for (std::size_t at = 0; at < nbytes; at += kPage) bytes[at] = mark;
   bytes[nbytes - 1] = mark;
 }
 
 inline bool holds(poolrt::Address address, std::size_t nbytes, unsigned char mark) {
   const auto* bytes = reinterpret_cast<const unsigned char*>(address);
-  for (std::size_t at = 0; at < nbytes; at += kGranule) {
+  for (std::size_t at = 0; at < nbytes; at += kPage) {
     if (bytes[at] != mark) return false;
   }
   return bytes[nbytes - 1] == mark;

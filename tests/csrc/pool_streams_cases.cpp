@@ -59,7 +59,7 @@ CASE(small_blocks_wait_for_their_streams_too) {
   EXPECT(b == a + 1024);
   stream.pass();
   EXPECT_OK(pool->free(b));
-  EXPECT(pool->stats().deferred_nbytes == 0 && pool->stats().largest_free_nbytes == kGranule);
+  EXPECT(pool->stats().deferred_nbytes == 0 && pool->stats().largest_free_nbytes == kPage);
   close(*pool);
 }
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import subprocess
 import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,27 +119,3 @@ def test_every_source_is_in_one_unit():
     compiled = [source.name for unit in recipe.units for source in unit]
     assert sorted(compiled) == sorted(path.name for path in (ROOT / "csrc").glob("vcard_*.cpp"))
     assert "driver.hpp" in {header.name for header in recipe.headers}
-
-
-@pytest.mark.slow
-def test_a_wheel_carries_the_sources(tmp_path):
-    """An installed poolrt builds its backend from the sources inside the package."""
-    checkout, site = tmp_path / "checkout", tmp_path / "site"
-    for name in ("csrc", "poolrt"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md"):
-        shutil.copy(ROOT / name, checkout / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-q", "-w", str(tmp_path), str(checkout)], check=True, timeout=240)
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        names = set(wheel.namelist())
-        wheel.extractall(site)
-    wanted = {f"poolrt/csrc/{path.name}" for path in (ROOT / "csrc").glob("vcard_*")} | {"poolrt/csrc/driver.hpp"}
-    assert wanted <= names
-    assert any(name.startswith("poolrt/_C.") and name.endswith(".so") for name in names)
-    asked = "from poolrt.virtual_cards import build; print(build.source_directory())"
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    found = subprocess.run(
-        [sys.executable, "-c", asked], cwd=site, env=environment, capture_output=True, text=True, check=True
-    )
-    assert Path(found.stdout.strip()) == (site / "poolrt" / "csrc").resolve()
