@@ -20,6 +20,8 @@ hypothesis.settings.load_profile("poolrt")
 @pytest.fixture(autouse=True, scope="module")
 def nothing_looked_through_twice() -> None:
     """What is alive before a module's tests stays: to go through all of torch at each `gc.collect` takes long."""
+    if any(_bytes_by_card().values()):
+        gc.unfreeze()  # what a failed test was in the midst of may be let go by now
     gc.collect()
     gc.freeze()
 

@@ -85,6 +85,11 @@ class Pooled:
         return self._on_cards.placement
 
     @property
+    def spill(self) -> Spill | None:
+        """The pool of what does not fit the cards, if there is such."""
+        return self._on_cards.spill
+
+    @property
     def step_s(self) -> list[float]:
         """Seconds of each step so far, forward and backward together."""
         return self._clock.step_s

@@ -144,7 +144,7 @@ def test_a_step_whose_state_lies_on_the_host_gives_the_same_bits():
         model = copy.deepcopy(plain)
         topology = poolrt.logical("cuda:0", cards=2, memory=memory)
         poolrt.shard(model, topology=topology, sample=batch, micro_batches=2, spill="1GiB")
-        spill = pooled_of(model)._spill
+        spill = pooled_of(model).spill
         assert (spill is not None) == (name == "spills")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         for _ in range(3):

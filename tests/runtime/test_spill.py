@@ -41,7 +41,7 @@ class Run:
         batch = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(1))
         poolrt.shard(model, topology=topology, sample=batch, micro_batches=2, **options)
         pooled = pooled_of(model)
-        self.pool = pooled._spill and pooled._spill.pool
+        self.pool = pooled.spill and pooled.spill.pool
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         self.losses = []
         for _ in range(steps):
@@ -104,7 +104,7 @@ def test_a_neighbour_with_room_is_asked_and_the_host_need_not_be():
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
     model(batch).sum().backward()
     optimizer.step()
-    pool = pooled_of(model)._spill.pool
+    pool = pooled_of(model).spill.pool
     assert {extent.card for extent in pool.extents(optimizer.state[model[0].weight]["exp_avg_sq"])} >= {1}
     assert pool.stats().tier(None).limit_nbytes == 0
 
@@ -135,7 +135,7 @@ def test_state_made_before_goes_to_the_pool_too():
     for module, optimizer in zip((plain, model), optimizers, strict=True):
         module(batch).square().mean().backward()
         optimizer.step()
-    pool = pooled_of(model)._spill.pool
+    pool = pooled_of(model).spill.pool
     places = {e.card for state in optimizers[1].state.values() for e in pool.extents(state["exp_avg"])}
     assert None in places
     for ours, plains in zip(model.parameters(), plain.parameters(), strict=True):
@@ -146,7 +146,7 @@ def test_a_step_that_raises_leaves_no_pool_behind():
     memory = int(all_nbytes(perceptron()) / 1.5 / 2)
     model, batch = perceptron(), torch.randn(16, WIDTH)
     poolrt.shard(model, topology=poolrt.virtual(cards=2, memory=memory), sample=batch, micro_batches=1)
-    pool = pooled_of(model)._spill.pool
+    pool = pooled_of(model).spill.pool
 
     class Broken(torch.optim.SGD):
         def step(self, closure=None):
@@ -170,5 +170,5 @@ def test_the_pool_is_entered_by_the_thread_that_steps():
     thread = threading.Thread(target=optimizer.step)
     thread.start()
     thread.join()
-    pool = pooled_of(model)._spill.pool
+    pool = pooled_of(model).spill.pool
     assert pool.stats().live_nbytes > 0

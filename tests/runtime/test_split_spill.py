@@ -80,8 +80,8 @@ def assert_as_planned(model: nn.Module) -> None:
 
 def places(pooled: Pooled, tensor: Tensor) -> set[int | None]:
     """Where the pieces lie: cards, or None for the host."""
-    assert pooled._spill is not None
-    return {extent.card for piece in tensor.pieces for extent in pooled._spill.pool.extents(piece)}  # type: ignore[attr-defined]
+    assert pooled.spill is not None
+    return {extent.card for piece in tensor.pieces for extent in pooled.spill.pool.extents(piece)}  # type: ignore[attr-defined]
 
 
 @each_optimizer
