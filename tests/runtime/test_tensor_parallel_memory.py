@@ -19,14 +19,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 VOCABULARY, WIDTH = 256, 64
 
 
-def bert() -> nn.Module:
+def bert(layers: int = 3) -> nn.Module:
     from transformers import BertConfig, BertForMaskedLM
 
     return BertForMaskedLM(
         BertConfig(
             vocab_size=VOCABULARY,
             hidden_size=WIDTH,
-            num_hidden_layers=3,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             intermediate_size=4 * WIDTH,
             hidden_dropout_prob=0.0,
@@ -35,14 +35,14 @@ def bert() -> nn.Module:
     )
 
 
-def gpt2() -> nn.Module:
+def gpt2(layers: int = 3) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=VOCABULARY,
             n_embd=WIDTH,
-            n_layer=3,
+            n_layer=layers,
             n_head=4,
             n_positions=64,
             resid_pdrop=0.0,
@@ -52,14 +52,14 @@ def gpt2() -> nn.Module:
     )
 
 
-def llama() -> nn.Module:
+def llama(layers: int = 3) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
             hidden_size=WIDTH,
-            num_hidden_layers=3,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             intermediate_size=3 * WIDTH,
