@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class BounceRing:
     ) -> None:
         self.source, self.target = source, target
         self._buffers = [torch.empty(chunk_nbytes, dtype=torch.uint8, pin_memory=True) for _ in range(buffers)]
+        self._views: dict[tuple[int, torch.dtype], Tensor] = {}
         self._streams: dict[Side, torch.Stream] = {
             "down": side_stream(source, f"down, to {target}"),
             "up": side_stream(target, f"up, from {source}"),
@@ -79,31 +80,41 @@ class BounceRing:
         return min(chunk_nbytes(nbytes), self._buffers[0].nbytes)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
-        """Copy flat bytes after all, and before all, that this thread's streams of both cards are given."""
-        sides: dict[Side, torch.Stream] = {
-            "producer": current_stream(self.source),
-            "consumer": current_stream(self.target),
-        }
+        """Copy after all, and before all, that this thread's streams of both cards are given.
+
+        Args:
+            source: of the source card.
+            target: of the target card, whose bytes are to be the source's, in the order of memory: see
+                `form.are_same_bytes`.
+        """
+        devices = {"producer": self.source, "consumer": self.target}
         events: dict[EventName, torch.Event] = {}
-        source.record_stream(self.down)
-        target.record_stream(self.up)
-        self.carry_out(BEFORE, source, target, sides, events)
-        with self._enqueuing:
-            self.carry_out(self.steps(source.nbytes), source, target, sides, events)
+
+        def current(side: Side) -> torch.Stream:
+            return current_stream(devices[side])
+
+        self.carry_out(BEFORE, source, target, current, events)
         try:
-            self.carry_out(AFTER, source, target, sides, events)
+            with self._enqueuing:
+                self.carry_out(self.steps(source.nbytes), source, target, current, events)
+        finally:
+            source.record_stream(self.down)
+            target.record_stream(self.up)
+        try:
+            self.carry_out(AFTER, source, target, current, events)
         except torch.AcceleratorError:
             settle(self.streams)
             raise
 
     def start(self, source: Tensor, target: Tensor, given: torch.Event) -> torch.Event:
-        """Copy flat bytes after `given` into a target that nobody uses yet; the event of their arrival.
+        """As `copy`, after `given` and into a target that nobody uses yet; the event of its arrival.
 
         Nobody may change the source before that.
         """
         events: dict[EventName, torch.Event] = {GIVEN: given}
         with self._enqueuing:
-            self.carry_out(self.steps(source.nbytes, new_target=True), source, target, {}, events)
+            steps = self.steps(source.nbytes, new_target=True)
+            self.carry_out(steps, source, target, self._streams.__getitem__, events)
         return events[ARRIVED]
 
     def carry_out(
@@ -111,24 +122,22 @@ class BounceRing:
         steps: Sequence[Step],
         source: Tensor,
         target: Tensor,
-        sides: Mapping[Side, torch.Stream],
+        stream_of: Callable[[Side], torch.Stream],
         events: dict[EventName, torch.Event],
     ) -> None:
         """Enqueue `steps`.
 
         Args:
             steps: what to do.
-            source: flat bytes on the source card.
-            target: as many on the target card.
-            sides: the streams of the producer and the consumer, where the steps speak of them.
+            source: on the source card.
+            target: the same bytes on the target card.
+            stream_of: the streams of the producer and the consumer, where the steps speak of them.
             events: of this copy alone; those that are recorded are added.
         """
-        size = self._chunk_nbytes(source.nbytes)
-        pieces = (source.split(size), target.split(size))
         for step in steps:
-            stream = self._streams.get(step.side) or sides[step.side]
+            stream = self._streams.get(step.side) or stream_of(step.side)
             if isinstance(step, Copy):
-                self._copy(step, stream, pieces)
+                self._copy(step, stream, source if step.side == "down" else target)
             elif isinstance(step, Record):
                 if step.event in self._events:
                     self._events[step.event].record(stream)
@@ -137,14 +146,26 @@ class BounceRing:
             else:
                 (self._events.get(step.event) or events[step.event]).wait(stream)
 
-    def _copy(self, step: Copy, stream: torch.Stream, pieces: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
-        source, target = pieces[0][step.chunk], pieces[1][step.chunk]
-        buffer = self._buffers[step.buffer].narrow(0, 0, source.nbytes)
+    def _copy(self, step: Copy, stream: torch.Stream, tensor: Tensor) -> None:
+        chunk = self._chunk(tensor, step.chunk)
+        buffer = self._view(step.buffer, tensor.dtype).narrow(0, 0, chunk.numel())
         with working_in(stream):
             if step.side == "down":
-                buffer.copy_(source, non_blocking=True)
+                buffer.copy_(chunk, non_blocking=True)
             else:
-                target.copy_(buffer, non_blocking=True)
+                chunk.copy_(buffer, non_blocking=True)
+
+    def _chunk(self, tensor: Tensor, position: int) -> Tensor:
+        """A stretch of the tensor's memory, in its own type: to see it as bytes would take as long again."""
+        size = self._chunk_nbytes(tensor.nbytes) // tensor.dtype.itemsize
+        first = position * size
+        return tensor.as_strided((min(size, tensor.numel() - first),), (1,), tensor.storage_offset() + first)
+
+    def _view(self, buffer: int, dtype: torch.dtype) -> Tensor:
+        key = (buffer, dtype)
+        if key not in self._views:
+            self._views[key] = self._buffers[buffer].view(dtype)
+        return self._views[key]
 
 
 _rings: dict[tuple[torch.device, torch.device], BounceRing] = {}

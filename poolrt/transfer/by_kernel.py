@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poolrt.errors import ConfigurationError
 from poolrt.transfer import kernels
-from poolrt.transfer.form import as_bytes
+from poolrt.transfer.form import are_same_bytes
 
 LEAST_PAIRS = 32
 """from so many copies on it pays to send their addresses to the card first"""
@@ -25,7 +25,7 @@ def copied(source: Tensor, target: Tensor) -> bool:
     """Copy between two GPUs, unless it is one of plain bytes: the copy engines do those."""
     if source.device == target.device or not _serve(source.device, target.device):
         return False
-    if source._is_zerotensor() or as_bytes(source, target) is not None:
+    if source._is_zerotensor() or are_same_bytes(source, target):
         return False
     try:
         kernels.copy(source.resolve_conj().resolve_neg(), target)

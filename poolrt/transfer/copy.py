@@ -16,7 +16,7 @@ from poolrt.topology.route import RouteKind
 from poolrt.transfer import by_kernel
 from poolrt.transfer.bounce import ring_between
 from poolrt.transfer.extents import Piece, pieces
-from poolrt.transfer.form import as_bytes, check_pair, is_same_memory, literal_target
+from poolrt.transfer.form import are_same_bytes, check_pair, is_same_memory, literal_target
 from poolrt.transfer.routes import current
 from poolrt.transfer.streams import is_immediate
 
@@ -92,9 +92,8 @@ def copy_over(kind: RouteKind, source: Tensor, target: Tensor, non_blocking: boo
     if is_immediate(source.device, target.device):
         target.copy_(source.cpu())
         return
-    flat = as_bytes(source, target)
-    if flat is not None:
-        ring_between(source.device, target.device).copy(*flat)
+    if are_same_bytes(source, target):
+        ring_between(source.device, target.device).copy(source, target)
         return
     sent = _for_the_way(source, target.dtype)
     landed = torch.empty(sent.shape, dtype=sent.dtype, device=target.device)

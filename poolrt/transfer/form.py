@@ -12,12 +12,16 @@ from poolrt.transfer.overlap import repeats, share_memory
 
 def as_bytes(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
     """Both as flat bytes, where copying those is the same as `target.copy_(source)`; otherwise None."""
+    return (_flat(source), _flat(target)) if are_same_bytes(source, target) else None
+
+
+def are_same_bytes(source: Tensor, target: Tensor) -> bool:
+    """Whether `target.copy_(source)` is to copy one range of memory to another, as it is."""
     if source.dtype != target.dtype or not (_is_literal(source) and _is_literal(target)):
-        return None
-    same = source.stride() == target.stride() and _is_dense(source)
-    if not same and not (source.is_contiguous() and target.is_contiguous()):
-        return None
-    return _flat(source), _flat(target)
+        return False
+    if source.is_contiguous() and target.is_contiguous():
+        return True
+    return source.stride() == target.stride() and _is_dense(source)
 
 
 def literal_target(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

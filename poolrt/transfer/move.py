@@ -19,7 +19,7 @@ from poolrt.topology.route import RouteKind
 from poolrt.transfer.bounce import ring_between
 from poolrt.transfer.copy import carry, copy_over
 from poolrt.transfer.extents import pieces
-from poolrt.transfer.form import as_bytes
+from poolrt.transfer.form import are_same_bytes
 from poolrt.transfer.routes import current
 from poolrt.transfer.streams import current_stream, mark, record, runs_beside, settle, side_stream, working_in
 
@@ -148,15 +148,14 @@ def _start_through_host(source: Tensor, device: torch.device, given: torch.Event
     ring = ring_between(source.device, device)
     with working_in(ring.up):
         target = torch.empty_like(source, device=device)
-    flat = as_bytes(source, target)
-    if flat is None:
+    whole = source
+    if not are_same_bytes(source, target):
         with working_in(ring.down):
             given.wait(ring.down)
             whole = source.resolve_conj().resolve_neg().clone()
-        flat = as_bytes(whole, target)
-        assert flat is not None, "a clone lies as empty_like makes it"
+        assert are_same_bytes(whole, target), "a clone lies as empty_like makes it"
     source.record_stream(ring.down)
-    return Arrival(target, Flight(source, "HOST", ring.start(*flat, given), ring.streams))
+    return Arrival(target, Flight(source, "HOST", ring.start(whole, target, given), ring.streams))
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

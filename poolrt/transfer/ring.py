@@ -66,8 +66,8 @@ class Wait:
 
 Step = Copy | Record | Wait
 
-BEFORE: Sequence[Step] = (Record("producer", GIVEN), Record("consumer", VACANT))
-"""what makes a copy follow the work that both cards were given before"""
+BEFORE: Sequence[Step] = (Record("producer", GIVEN),)
+"""what makes a copy follow the work that the source's card was given before; for the target's card `ring_steps` does"""
 AFTER: Sequence[Step] = (Wait("producer", DRAINED), Wait("consumer", ARRIVED))
 """what makes the work that both cards are given afterwards follow the copy"""
 
@@ -84,15 +84,17 @@ def ring_steps(chunks: int, buffers: int = BUFFERS, *, new_target: bool = False)
     """What the ring does with `chunks` chunks, in an order in which it may be enqueued.
 
     The first round waits for free buffers too: the copy before may still be on its way. Nobody can be reading a
-    `new_target`, so nothing is waited for there.
+    `new_target`, so nothing is waited for there. The first chunk is under way before the target is thought of.
     """
-    steps: list[Step] = [Wait("down", GIVEN)] if new_target else [Wait("down", GIVEN), Wait("up", VACANT)]
+    vacated: list[Step] = [] if new_target else [Record("consumer", VACANT), Wait("up", VACANT)]
+    steps: list[Step] = [Wait("down", GIVEN)]
     for chunk in range(chunks):
         buffer = chunk % buffers
         steps += [
             Wait("down", ("free", buffer)),
             Copy("down", chunk, buffer),
             Record("down", ("full", buffer)),
+            *(vacated if chunk == 0 else []),
             Wait("up", ("full", buffer)),
             Copy("up", chunk, buffer),
             Record("up", ("free", buffer)),

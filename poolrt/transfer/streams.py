@@ -52,16 +52,14 @@ class working_in:  # noqa: N801 (reads as a block: `with working_in(stream)`)
         self._stream = stream
 
     def __enter__(self) -> None:
-        module = torch.get_device_module(self._stream.device)
-        self._device = module.current_device()
-        self._outer = module.current_stream(self._stream.device)
-        module.set_stream(self._stream)
-        module.set_device(self._device)
+        self._device = torch.accelerator.current_device_index()
+        self._outer = torch.accelerator.current_stream(self._stream.device)
+        torch.accelerator.set_stream(self._stream)
+        torch.accelerator.set_device_index(self._device)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        module = torch.get_device_module(self._stream.device)
-        module.set_stream(self._outer)
-        module.set_device(self._device)
+        torch.accelerator.set_stream(self._outer)
+        torch.accelerator.set_device_index(self._device)
 
 
 def record(stream: torch.Stream) -> torch.Event:

@@ -22,9 +22,7 @@ def test_overlap_of_layers_that_sleep(tmp_path: Path) -> None:
     import overlap
 
     answer = tmp_path / "overlap.json"
-    overlap.main(
-        ["--only-schedule", "--cards", "2", "--micro-batches", "4", "--rounds", "1", "--json", str(answer)]
-    )
+    overlap.main(["--only-schedule", "--cards", "2", "--micro-batches", "4", "--rounds", "1", "--json", str(answer)])
     rows = json.loads(answer.read_text())["schedule_efficiency"]
     assert [(row["cards"], row["micro_batches"]) for row in rows] == [(2, 4)]
     for row in rows:

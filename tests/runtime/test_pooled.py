@@ -342,6 +342,7 @@ def test_a_layer_that_changes_its_input_in_place_on_another_card(micro_batches: 
     assert_close(gradients(plain), gradients(pooled))
 
 
+@pytest.mark.usefixtures("one_thread")  # which puts it back
 def test_the_callers_number_of_threads_is_left_alone():
     _, pooled, batch = pair()
     torch.set_num_threads(2)

@@ -55,7 +55,7 @@ class Stage:
         }
 
     def copy(self, source: Tensor, target: Tensor, steps: Sequence[Step]) -> None:
-        self.ring.carry_out(steps, source, target, self.sides, {})
+        self.ring.carry_out(steps, source, target, self.sides.__getitem__, {})
 
     def enqueue(self, side: Side, source: Tensor, target: Tensor) -> None:
         with self.sides[side]:

@@ -37,7 +37,7 @@ def drawing(steps: Sequence[Step]) -> dict[str, list[tuple[int, int]]]:
     Returns (slot, chunk) pairs per direction.
     """
     ends: dict[object, int] = {GIVEN: 0, VACANT: 0}
-    busy_until = {"down": 0, "up": 0}
+    busy_until = {"down": 0, "up": 0, "consumer": 0}
     drawn: dict[str, list[tuple[int, int]]] = {"down": [], "up": []}
     for step in steps:
         if isinstance(step, Wait):
@@ -87,12 +87,19 @@ def test_every_copy_waits_for_the_one_it_depends_on(chunks: int, buffers: int) -
 
 def test_the_ends_are_told() -> None:
     steps = ring_steps(3)
-    assert steps[:2] == (Wait("down", GIVEN), Wait("up", VACANT))
+    assert steps[0] == Wait("down", GIVEN)
+    first_up = steps.index(Copy("up", 0, 0))
+    assert {Record("consumer", VACANT), Wait("up", VACANT)} < set(steps[:first_up])
     assert steps[-2:] == (Record("down", DRAINED), Record("up", ARRIVED))
 
 
 def test_a_new_target_is_not_waited_for() -> None:
-    assert ring_steps(3, new_target=True) == tuple(s for s in ring_steps(3) if s != Wait("up", VACANT))
+    of_the_target = (Record("consumer", VACANT), Wait("up", VACANT))
+    assert ring_steps(3, new_target=True) == tuple(step for step in ring_steps(3) if step not in of_the_target)
+
+
+def test_the_first_chunk_is_on_its_way_before_the_target_is_thought_of() -> None:
+    assert ring_steps(3)[:3] == (Wait("down", GIVEN), Wait("down", ("free", 0)), Copy("down", 0, 0))
 
 
 @pytest.mark.parametrize(
