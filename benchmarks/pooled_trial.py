@@ -23,8 +23,8 @@ from poolrt.planning.largest import largest_batch
 from poolrt.planning.limits import Limits
 from poolrt.planning.planner import make_plan
 from poolrt.planning.profile import Profile
-from poolrt.runtime.layers import find_layers
-from poolrt.runtime.measure import measure
+from poolrt.runtime.measuring.measure import measure
+from poolrt.runtime.state.layers import find_layers
 
 PROBED_BATCH = 16
 """samples the planner sees before it predicts for any other number: with fewer, rounding would be a larger part"""

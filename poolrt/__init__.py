@@ -7,8 +7,8 @@ from poolrt.memory.extent import Extent, PoolStats
 from poolrt.planning.plan import Plan
 from poolrt.pool import Pool
 from poolrt.reporting import Report
-from poolrt.runtime.out_of_memory import OutOfMemoryError
-from poolrt.runtime.splitting import SplitWarning
+from poolrt.runtime.measuring.splitting import SplitWarning
+from poolrt.runtime.placing.out_of_memory import OutOfMemoryError
 from poolrt.topology.topology import Card, Link, Topology
 from poolrt.verification import Comparison, Verification
 

@@ -14,12 +14,12 @@ from poolrt.errors import ModelError
 from poolrt.planning.plan import Plan
 from poolrt.proof import proven
 from poolrt.reporting import Report, make_report
-from poolrt.runtime.batch_form import call_of, check_signature
-from poolrt.runtime.layers import find_layers
-from poolrt.runtime.measure import measure, threads_per_lane
-from poolrt.runtime.microbatch import batch_size_of
+from poolrt.runtime.batches.batch_form import call_of, check_signature
+from poolrt.runtime.batches.microbatch import batch_size_of
+from poolrt.runtime.measuring.measure import measure, threads_per_lane
 from poolrt.runtime.pooled import Pooled, pooled_of
 from poolrt.runtime.split_layers import SplitLayers
+from poolrt.runtime.state.layers import find_layers
 from poolrt.topology.topology import Topology
 from poolrt.transfer.copy import copy
 from poolrt.verification import Verification, verify_step

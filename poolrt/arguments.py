@@ -11,9 +11,9 @@ from poolrt.errors import ConfigurationError, ModelError, PlanError
 from poolrt.planning.limits import Spill
 from poolrt.planning.plan import Plan
 from poolrt.runtime.decide import Options
-from poolrt.runtime.place import tensors_on_meta
+from poolrt.runtime.measuring.profile_model import fingerprint
+from poolrt.runtime.placing.place import tensors_on_meta
 from poolrt.runtime.pooled import pooled_of
-from poolrt.runtime.profile_model import fingerprint
 from poolrt.topology.host_memory import available_nbytes
 from poolrt.topology.topology import Topology
 from poolrt.units import parse_nbytes

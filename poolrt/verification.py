@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from poolrt.errors import SampleError
 from poolrt.planning.plan import Plan
-from poolrt.runtime.batch_form import call_of
-from poolrt.runtime.microbatch import Call
-from poolrt.runtime.no_dropout import no_dropout
-from poolrt.runtime.trees import Leaf, flatten
+from poolrt.runtime.batches.batch_form import call_of
+from poolrt.runtime.batches.microbatch import Call
+from poolrt.runtime.state.no_dropout import no_dropout
+from poolrt.runtime.state.trees import Leaf, flatten
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """largest difference relative to the largest value of the same kind, where sums are reordered"""

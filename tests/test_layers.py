@@ -8,6 +8,8 @@ api
  '-------------> topology <------'
                  |
                  errors, units, keeping, _C
+
+Within runtime: its own files --> measuring --> lanes --> batches, placing --> regions --> state, sharded
 """
 
 import ast
@@ -84,6 +86,17 @@ def test_a_room_imports_only_what_is_below_it(path: Path) -> None:
     names = {name for name in imports_of(path, ast.walk(TREES[path])) if name.split(".")[0] == "poolrt"}
     rooms = {room_of_import(name) for name in names if name != "poolrt"}
     assert rooms <= MAY_IMPORT[room] | {room}
+
+
+RUNTIME = ("state", "sharded", "regions", "placing", "batches", "lanes", "measuring")
+"""the rooms of the runtime from the bottom up; its own files are above them all"""
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "runtime").rglob("*/*.py")), ids=module_name)
+def test_a_room_of_the_runtime_imports_only_what_is_below_it(path: Path) -> None:
+    known = RUNTIME[: RUNTIME.index(path.parent.name) + 1]
+    names = {name for name in imports_of(path, ast.walk(TREES[path])) if name.startswith("poolrt.runtime.")}
+    assert {name.split(".")[2] for name in names} <= set(known)
 
 
 def test_only_discovery_asks_the_driver() -> None:

@@ -12,7 +12,7 @@ from poolrt.errors import InfeasibleError, PlanError
 from poolrt.planning.limits import OutputCard, Spill
 from poolrt.planning.options import PlanOptions
 from poolrt.planning.plan import Plan
-from poolrt.runtime.layers import Layer, layers_named
+from poolrt.runtime.state.layers import Layer, layers_named
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from poolrt.planning.limits import OutputCard
-from poolrt.runtime.alias import Aliases
+from poolrt.runtime.batches.microbatch import Call, batch_size_of
 from poolrt.runtime.decide import Options
-from poolrt.runtime.layers import Layer
-from poolrt.runtime.measure import Measured, measure, threads_per_lane, to_layer
-from poolrt.runtime.microbatch import Call, batch_size_of
+from poolrt.runtime.measuring.measure import Measured, measure, threads_per_lane, to_layer
 from poolrt.runtime.on_cards import OnCards
+from poolrt.runtime.placing.alias import Aliases
+from poolrt.runtime.state.layers import Layer
 from poolrt.topology.topology import Topology
 
 

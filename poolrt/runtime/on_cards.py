@@ -10,16 +10,16 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from poolrt.runtime import optimizer_state
-from poolrt.runtime.caps import Caps
 from poolrt.runtime.disguise import MARK
-from poolrt.runtime.hooks import hook_layers
-from poolrt.runtime.layers import Layer
-from poolrt.runtime.measure import to_layer
-from poolrt.runtime.place import Placement, WeightsBefore
-from poolrt.runtime.spill import Spill
-from poolrt.runtime.staged_place import StagedPlacement
-from poolrt.runtime.stages import SplitStage
+from poolrt.runtime.lanes.hooks import hook_layers
+from poolrt.runtime.measuring.measure import to_layer
+from poolrt.runtime.placing import optimizer_state
+from poolrt.runtime.placing.caps import Caps
+from poolrt.runtime.placing.place import Placement, WeightsBefore
+from poolrt.runtime.placing.spill import Spill
+from poolrt.runtime.placing.staged_place import StagedPlacement
+from poolrt.runtime.placing.stages import SplitStage
+from poolrt.runtime.state.layers import Layer
 
 
 class OnCards:

@@ -20,31 +20,31 @@ from poolrt.planning.limits import OutputCard
 from poolrt.planning.place_by_weight import place_by_weight
 from poolrt.planning.plan import Plan
 from poolrt.planning.profile import Profile, call_path, micro_batch_sizes
-from poolrt.runtime import optimizer_state
-from poolrt.runtime.assembly import Assembly
-from poolrt.runtime.batch_form import check_signature
-from poolrt.runtime.caps import caps_of
+from poolrt.runtime.batches.assembly import Assembly
+from poolrt.runtime.batches.batch_form import check_signature
+from poolrt.runtime.batches.merge_weights import CannotMergeError
+from poolrt.runtime.batches.microbatch import Call, OutputRule, batch_size_of, move_output, scatter
 from poolrt.runtime.decide import Options, checked, feasible, layers_of
 from poolrt.runtime.disguise import MARK, disguise
 from poolrt.runtime.first_batch import measured_with
-from poolrt.runtime.layers import find_layers
-from poolrt.runtime.machine import Machine
-from poolrt.runtime.measure import threads_per_lane
-from poolrt.runtime.merge_weights import CannotMergeError
-from poolrt.runtime.microbatch import Call, OutputRule, batch_size_of, move_output, scatter
+from poolrt.runtime.lanes.machine import Machine
+from poolrt.runtime.lanes.orders import CardOrders
+from poolrt.runtime.lanes.random_state import CardSeeds
+from poolrt.runtime.lanes.step import Step
+from poolrt.runtime.measuring.measure import threads_per_lane
+from poolrt.runtime.measuring.profile_model import weigh_layers
+from poolrt.runtime.measuring.splitting import Cut, Splitting
 from poolrt.runtime.on_cards import OnCards
-from poolrt.runtime.orders import CardOrders
-from poolrt.runtime.out_of_memory import MemoryGuard
-from poolrt.runtime.place import Placement
-from poolrt.runtime.profile_model import weigh_layers
-from poolrt.runtime.random_state import CardSeeds
-from poolrt.runtime.spill import Spill
+from poolrt.runtime.placing import optimizer_state
+from poolrt.runtime.placing.caps import caps_of
+from poolrt.runtime.placing.out_of_memory import MemoryGuard
+from poolrt.runtime.placing.place import Placement
+from poolrt.runtime.placing.spill import Spill
+from poolrt.runtime.placing.stages import SplitStage
 from poolrt.runtime.split_layers import SplitLayers
-from poolrt.runtime.splitting import Cut, Splitting
-from poolrt.runtime.stages import SplitStage
-from poolrt.runtime.step import Step
+from poolrt.runtime.state.layers import find_layers
+from poolrt.runtime.state.trees import flatten, map_tensors
 from poolrt.runtime.tensor_parallel_clock import StepClock
-from poolrt.runtime.trees import flatten, map_tensors
 from poolrt.topology.topology import Topology
 
 

@@ -16,15 +16,15 @@ from poolrt.planning.options import PlanOptions
 from poolrt.planning.plan import Plan
 from poolrt.planning.planner import make_plan, plan_stages
 from poolrt.planning.split_facts import SplitFacts
+from poolrt.runtime.batches.microbatch import Call
 from poolrt.runtime.decide import Options, planning_options
-from poolrt.runtime.layers import Layer
-from poolrt.runtime.measure import Measured
-from poolrt.runtime.microbatch import Call
+from poolrt.runtime.measuring.measure import Measured
+from poolrt.runtime.measuring.tensor_parallel_find import regions_of
+from poolrt.runtime.measuring.tensor_parallel_profile import split_facts
+from poolrt.runtime.placing.stages import SplitStage, deal_regions
 from poolrt.runtime.regions.noted import contains
 from poolrt.runtime.regions.plan import Refusal, Region, RegionPlan, plan_of
-from poolrt.runtime.stages import SplitStage, deal_regions
-from poolrt.runtime.tensor_parallel_find import regions_of
-from poolrt.runtime.tensor_parallel_profile import split_facts
+from poolrt.runtime.state.layers import Layer
 from poolrt.topology.topology import Topology
 
 Shares = tuple[float, ...]

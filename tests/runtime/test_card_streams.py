@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import poolrt
-from poolrt.runtime.caps import Caps
+from poolrt.runtime.placing.caps import Caps
 from poolrt.virtual_cards import links
 
 WIDTH, ROWS = 64, 16

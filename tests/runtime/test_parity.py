@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo import ZOO, Specimen, loss_of
 
 import poolrt
-from poolrt.runtime.trees import flatten
+from poolrt.runtime.state.trees import flatten
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 each_specimen = pytest.mark.parametrize("specimen", ZOO, ids=lambda specimen: specimen.name)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import poolrt
 from poolrt.runtime.sharded.parameter import ShardedParameter
-from poolrt.runtime.trees import flatten
+from poolrt.runtime.state.trees import flatten
 from poolrt.topology.topology import Topology
 
 Batch = dict[str, Any]

@@ -18,7 +18,7 @@ from runtime.regions.specimens import SPECIMENS
 from torch import Tensor, nn
 
 import poolrt
-from poolrt.runtime.trees import flatten
+from poolrt.runtime.state.trees import flatten
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

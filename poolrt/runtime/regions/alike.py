@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from poolrt.runtime.regions.attributes import Attribute
 from poolrt.runtime.regions.probe import Call
-from poolrt.runtime.trees import flatten
+from poolrt.runtime.state.trees import flatten
 
 _BOOKKEEPING = frozenset(nn.Module().__dict__)
 

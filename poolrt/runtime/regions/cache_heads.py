@@ -19,7 +19,7 @@ from poolrt.errors import ModelError
 from poolrt.planning.split import Split
 from poolrt.runtime.regions.plan import CacheSplit
 from poolrt.runtime.regions.probe import Call, differs
-from poolrt.runtime.trees import flatten
+from poolrt.runtime.state.trees import flatten
 
 Noting = Callable[[Any], object]
 """runs a region once with this cache"""

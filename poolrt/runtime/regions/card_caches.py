@@ -21,7 +21,7 @@ import torch
 from poolrt.errors import ModelError
 from poolrt.runtime.regions.layer_in_parts import in_parts, is_in_parts
 from poolrt.runtime.regions.plan import CacheSplit
-from poolrt.runtime.trees import flatten
+from poolrt.runtime.state.trees import flatten
 
 
 def is_cache(value: Any) -> bool:

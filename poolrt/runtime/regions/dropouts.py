@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poolrt.runtime.no_dropout import NoDropout
 from poolrt.runtime.regions.dealing import NotSplittableError
 from poolrt.runtime.regions.probe import differs
-from poolrt.runtime.trees import Tree
+from poolrt.runtime.state.no_dropout import NoDropout
+from poolrt.runtime.state.trees import Tree
 
 
 @dataclass(frozen=True)

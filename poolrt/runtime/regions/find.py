@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from poolrt.errors import ConfigurationError
-from poolrt.runtime.model_state import state_restored
 from poolrt.runtime.regions.capture import Captured, Run, capture, follow
 from poolrt.runtime.regions.forms import attention_of, embedding_of, inline_of, large_linear_of
 from poolrt.runtime.regions.hints import row_hints
@@ -26,6 +25,7 @@ from poolrt.runtime.regions.probe import Call, Chain, evaluated
 from poolrt.runtime.regions.replica import parameter_of
 from poolrt.runtime.regions.search_region import Read, chain_of, fork_of
 from poolrt.runtime.regions.stand_in import FEW, has_weight, is_linear, with_fewer
+from poolrt.runtime.state.model_state import state_restored
 
 _MOST_MATRICES = 12
 """of a module that is tried as one region: attention with adapters has as many"""

@@ -21,7 +21,7 @@ from poolrt.runtime.regions.needs import Needs
 from poolrt.runtime.regions.plan import AttributeChange, CacheSplit, Forked, InputSplit, Joining
 from poolrt.runtime.regions.probe import Call, RegionProbe, differs
 from poolrt.runtime.regions.replica import put_attribute, put_buffers, put_parameters
-from poolrt.runtime.trees import Tree, flatten
+from poolrt.runtime.state.trees import Tree, flatten
 
 Setting = dict[Attribute, tuple[int, ...]]
 """values by card"""

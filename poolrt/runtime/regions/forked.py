@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from poolrt.errors import ModelError
 from poolrt.planning.split import Split
-from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.card_caches import cache_on_card, is_cache
 from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.parted import part_together
@@ -29,7 +28,8 @@ from poolrt.runtime.regions.replica import (
     slot_of,
 )
 from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
-from poolrt.runtime.trees import flatten, is_plain
+from poolrt.runtime.state.slot import Slot
+from poolrt.runtime.state.trees import flatten, is_plain
 from poolrt.transfer.collectives.exchange import Exchange
 from poolrt.transfer.move import moved
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from poolrt.errors import ModelError
-from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.build import SplitForward, split_forward
 from poolrt.runtime.regions.plan import RegionPlan
 from poolrt.runtime.regions.traffic import Traffic
+from poolrt.runtime.state.slot import Slot
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from poolrt.runtime.random_state import generator_of, mixed
+from poolrt.runtime.state.generators import generator_of, mixed
 
 T = TypeVar("T")
 

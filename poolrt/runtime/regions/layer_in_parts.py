@@ -24,7 +24,7 @@ from poolrt.errors import ModelError
 from poolrt.planning.split import Split
 from poolrt.runtime.regions.cache_heads import cut_heads, joined_heads
 from poolrt.runtime.regions.plan import CacheSplit
-from poolrt.runtime.trees import flatten, map_tensors
+from poolrt.runtime.state.trees import flatten, map_tensors
 
 _WITH_HEADS = ("keys", "values")
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from poolrt.runtime.trees import Tree, flatten
+from poolrt.runtime.state.trees import Tree, flatten
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

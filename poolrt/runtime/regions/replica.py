@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from poolrt.runtime.place import Slot
+from poolrt.runtime.state.slot import Slot
 
 _HOOKS = frozenset(name for name in nn.Module().__dict__ if "hooks" in name)
 _OWN = ("_parameters", "_buffers", "_modules")

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poolrt.planning.split import Split
-from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.parted import parts_of
 from poolrt.runtime.regions.plan import RowLinear
 from poolrt.runtime.regions.replica import holder_of, parameter_of
 from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
+from poolrt.runtime.state.slot import Slot
 from poolrt.transfer.collectives.exchange import Exchange
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]

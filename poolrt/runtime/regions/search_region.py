@@ -17,7 +17,7 @@ from poolrt.runtime.regions.needs import Needs, RowWeight, row_weights
 from poolrt.runtime.regions.plan import Forked, RowLinear
 from poolrt.runtime.regions.probe import Call, Chain, RegionProbe, evaluated
 from poolrt.runtime.regions.stand_in import FEW, with_fewer
-from poolrt.runtime.trees import flatten
+from poolrt.runtime.state.trees import flatten
 
 _GOOD = 0.15
 """above an even share of the weights: a row weight that leaves cards with less is taken without a look at others"""

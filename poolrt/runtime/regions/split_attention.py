@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.plan import SplitAttention
 from poolrt.runtime.regions.replica import holder_of, parameter_of
 from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
+from poolrt.runtime.state.slot import Slot
 from poolrt.transfer.collectives.exchange import Exchange
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from poolrt.runtime.place import Slot
 from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.plan import SplitEmbedding
 from poolrt.runtime.regions.replica import follow_training, parameter_of, put_buffers, put_parameters, replicate
 from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
+from poolrt.runtime.state.slot import Slot
 from poolrt.transfer.move import moved
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]

@@ -21,7 +21,7 @@ from poolrt.runtime.regions.forked import gathered, sliced
 from poolrt.runtime.regions.plan import Forked, Rewrite, parameter_splits
 from poolrt.runtime.regions.probe import Call, RegionProbe, differs, evaluated, largest_of
 from poolrt.runtime.regions.replica import put_buffers, put_parameters, replicate
-from poolrt.runtime.trees import Tree, flatten
+from poolrt.runtime.state.trees import Tree, flatten
 
 AT_ONCE_NBYTES = 16 << 20
 """gradients that are held together; larger weights are compared one after another, each in a backward of its own"""

@@ -21,7 +21,7 @@ from transformers import DynamicCache, EncoderDecoderCache, QuantizedCache, Stat
 from poolrt.errors import ModelError
 from poolrt.runtime.regions.card_caches import cache_on_card
 from poolrt.runtime.regions.layer_in_parts import is_in_parts
-from poolrt.runtime.trees import flatten
+from poolrt.runtime.state.trees import flatten
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

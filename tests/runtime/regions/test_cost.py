@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from poolrt.runtime.layers import find_layers
-from poolrt.runtime.memory_watch import MemoryWatch
 from poolrt.runtime.regions import search_region
 from poolrt.runtime.regions.find import find_regions
+from poolrt.runtime.state.layers import find_layers
+from poolrt.runtime.state.memory_watch import MemoryWatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

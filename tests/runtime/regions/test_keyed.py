@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poolrt.runtime.no_dropout import no_dropout
 from poolrt.runtime.regions.keyed import KeyedCards, on_keyed_cards
 from poolrt.runtime.regions.parted import Parted, part_together
+from poolrt.runtime.state.no_dropout import no_dropout
 from poolrt.transfer.collectives.exchange import Exchange
 
 Devices = list[torch.device]

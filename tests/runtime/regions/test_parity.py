@@ -14,7 +14,7 @@ from runtime.regions.specimens import SPECIMENS
 from torch import Tensor
 
 from poolrt.runtime.regions.parted import brought_together
-from poolrt.runtime.trees import flatten
+from poolrt.runtime.state.trees import flatten
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

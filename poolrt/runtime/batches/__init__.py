@@ -1,0 +1,1 @@
+"""A batch in micro-batches and back: scatter, gather, and the rules that put outputs together."""

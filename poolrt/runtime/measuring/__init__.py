@@ -1,0 +1,1 @@
+"""A first batch measured: costs of the calls, how layers can be split, whether the batch may be cut."""

@@ -1,0 +1,1 @@
+"""Layers on their cards: where parameters stand, what spills, whose share it is."""
