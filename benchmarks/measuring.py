@@ -28,6 +28,8 @@ Times = dict[str, list[float]]
 def interleaved(contenders: Mapping[str, Callable[[], float | None]], rounds: int, warmup: int = 1) -> Times:
     """Runs all contenders once per round, so that whatever else the machine does falls on all of them alike.
 
+    Every other round goes backwards: a machine that grows slower or faster favours nobody.
+
     Args:
         contenders: what to run; one that returns seconds has timed itself.
         rounds: how many times each is measured.
@@ -39,9 +41,9 @@ def interleaved(contenders: Mapping[str, Callable[[], float | None]], rounds: in
     times: Times = {name: [] for name in contenders}
     turns = range(warmup + rounds)
     for turn in track(turns, description=f"{len(contenders)} contenders, in turn", console=_stderr, transient=True):
-        for name, run in contenders.items():
+        for name in list(contenders)[:: -1 if turn % 2 else 1]:
             start = time.perf_counter()
-            reported = run()
+            reported = contenders[name]()
             elapsed = time.perf_counter() - start if reported is None else reported
             if turn >= warmup:
                 times[name].append(elapsed)

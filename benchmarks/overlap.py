@@ -110,8 +110,9 @@ def measure_bert(
         contenders = _contenders(model, shape, batch, topology, micro_batches)
         contenders |= _ceiling(TwoThreads(shape, first_layers), micro_batches)
         contenders |= _gloo(gloo, micro_batches)
-        chosen = {name: run for name, run in contenders.items() if name.startswith(("poolrt", *rivals))}
-        times = interleaved(chosen, rounds)
+        chosen = [name for name in contenders if name.startswith(("poolrt", *rivals))]
+        side_by_side = sorted(chosen, key=lambda name: name.rpartition("m=")[2])  # who is compared runs close together
+        times = interleaved({name: contenders[name] for name in side_by_side}, rounds)
     return {
         "shape": vars(shape),
         "first_card_encoder_layers": first_layers,
