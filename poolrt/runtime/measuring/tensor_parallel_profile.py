@@ -19,6 +19,7 @@ from poolrt.planning.split_facts import CardWeights, RegionCall, SplitFacts
 from poolrt.runtime.batches.microbatch import Call
 from poolrt.runtime.measuring.measure import Measured
 from poolrt.runtime.measuring.profile_model import layer_facts
+from poolrt.runtime.regions.keyed import rates_in
 from poolrt.runtime.regions.plan import Forked, RegionPlan, Rewrite, RowLinear, parameter_splits
 from poolrt.runtime.regions.replica import parameter_of
 from poolrt.runtime.state.layers import Layer, unique_tensors
@@ -250,15 +251,4 @@ def _drops(module: nn.Module, rewrite: Rewrite) -> bool:
     if isinstance(rewrite, RowLinear):
         return False
     after = rewrite.dropout_after if isinstance(rewrite, Forked) else None
-    for name, inner in module.named_modules():
-        if isinstance(inner, nn.modules.dropout._DropoutNd) and inner.p > 0 and name != after:
-            return True
-        if isinstance(inner, nn.MultiheadAttention) and inner.dropout > 0:
-            return True
-        if any(_is_probability(inner.__dict__.get(attribute)) for attribute in ("attention_dropout", "dropout_prob")):
-            return True
-    return False
-
-
-def _is_probability(value: Any) -> bool:
-    return isinstance(value, float) and 0 < value <= 1
+    return any(rate.is_positive for rate in rates_in(module, besides=after))

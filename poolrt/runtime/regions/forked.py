@@ -15,18 +15,11 @@ from torch import Tensor, nn
 from poolrt.errors import ModelError
 from poolrt.planning.split import Split
 from poolrt.runtime.regions.card_caches import cache_on_card, is_cache
+from poolrt.runtime.regions.followed import Followed
 from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.parted import part_together
 from poolrt.runtime.regions.plan import Forked, InputSplit, Joining
-from poolrt.runtime.regions.replica import (
-    follow_training,
-    parameter_of,
-    put_attribute,
-    put_buffers,
-    put_parameters,
-    replicate,
-    slot_of,
-)
+from poolrt.runtime.regions.replica import parameter_of, put_attribute, put_parameters, replicate, slot_of
 from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
 from poolrt.runtime.state.slot import Slot
 from poolrt.runtime.state.trees import flatten, is_plain
@@ -49,17 +42,19 @@ class ForkedModule:
         traffic: Traffic = UNCOUNTED,
     ) -> None:
         self._rewrite, self._devices, self._traffic = rewrite, tuple(devices), traffic
-        self._originals = list(module.modules())
         self.replicas = [replica_for(module, rewrite, card, devices, pieces) for card in range(len(devices))]
-        self._modules = [list(replica.modules()) for replica in self.replicas]
+        self._followed = Followed(module, rewrite, self.replicas, devices)
         self._dropout = module.get_submodule(rewrite.dropout_after) if rewrite.dropout_after else None
         self._inputs = {part.path: part for part in rewrite.inputs}
         self._keyed = KeyedCards(module, devices, besides=rewrite.dropout_after)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's output, from what all cards made of the same arguments."""
-        for modules in self._modules:
-            follow_training(self._originals, modules)
+        """The module's output, from what all cards made of the same arguments.
+
+        Raises:
+            ModelError: if something was changed after the split that the pieces depend on.
+        """
+        self._followed.follow()
         with self._traffic.exchange(self._devices) as exchange:
             calls = self._fork(exchange, args, kwargs)
 
@@ -156,14 +151,13 @@ def _is_sent(how: Joining) -> bool:
 def replica_for(
     module: nn.Module, rewrite: Forked, card: int, devices: Sequence[torch.device], pieces: Pieces
 ) -> nn.Module:
-    """The module as `card` runs it."""
+    """The module as `card` runs it, but for its buffers."""
     replica, device = replicate(module), devices[card]
     own = {name: pieces(parameter_of(module, name))[card] for name in rewrite.splits}
     for name in rewrite.lead:
         parameter = parameter_of(module, name)
         own[name] = parameter if card == 0 else torch.zeros_like(parameter, device=device, requires_grad=False)
     put_parameters(replica, own)
-    put_buffers(replica, {name: moved(buffer, device) for name, buffer in module.named_buffers(remove_duplicate=False)})
     for change in rewrite.attributes:
         put_attribute(replica, change.path, change.in_config, change.name, change.values[card])
     if rewrite.dropout_after:

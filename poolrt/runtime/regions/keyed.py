@@ -12,10 +12,11 @@ CUDA generator's seed and offset are numbers on the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -46,21 +47,21 @@ def on_keyed_cards(body: Callable[[int], T], devices: Sequence[torch.device]) ->
 class KeyedCards:
     """The cards of one split layer; they run under keys if the layer drops anything.
 
-    Whether it does is read off its modules: dropouts, and rates by their name. Code that draws without such a sign is
-    noticed by the first call in training, and the first in evaluation, which run under keys to see.
+    Whether it does is read off its modules in every call: dropouts, and rates by their name. Code that draws without
+    such a sign is noticed by the first call in training, and the first in evaluation, which run under keys to see.
     """
 
     def __init__(self, module: nn.Module, devices: Sequence[torch.device], besides: str | None = None) -> None:
         """`besides` is the name of a dropout in `module` that no card runs."""
         self._module, self._devices = module, tuple(devices)
-        self._dropping = [inner for name, inner in module.named_modules() if name != besides and _has_rate(inner)]
+        self._rates = rates_in(module, besides)
         self._seen: dict[bool, bool] = {}
         """whether the layer was seen to draw, in evaluation and in training"""
 
     def run(self, body: Callable[[int], T]) -> list[T]:
         """What `body(card)` returns for each card in order."""
         training = self._module.training
-        if not any(module.training for module in self._dropping) and self._seen.get(training) is False:
+        if self._seen.get(training) is False and not any(rate.drops_now for rate in self._rates):
             return [body(card) for card in range(len(self._devices))]
         results, drawn = on_keyed_cards(body, self._devices)
         if drawn or not torch._C._len_torch_function_stack():  # a mode may have taken dropout away
@@ -119,14 +120,37 @@ def _captures(devices: Sequence[torch.device]) -> bool:
     return devices[0].type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _has_rate(module: nn.Module) -> bool:
-    """Whether the module has a dropout's rate: of torch's own, or a number by such a name."""
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return module.p > 0
-    return any(_rates(module))
+@dataclass(frozen=True)
+class Rate:
+    """Where a module says how much it drops while it trains."""
+
+    module: nn.Module
+    attribute: str
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether anything is dropped at this rate."""
+        rate = self.module.__dict__.get(self.attribute)
+        return isinstance(rate, (int, float)) and 0 < rate <= 1
+
+    @property
+    def drops_now(self) -> bool:
+        """Whether the module drops something in its present mode."""
+        return self.module.training and self.is_positive
 
 
-def _rates(module: nn.Module) -> Iterator[bool]:
-    for name, value in module.__dict__.items():
-        if "drop" in name and isinstance(value, float):
-            yield 0 < value <= 1
+def rates_in(module: nn.Module, besides: str | None = None) -> list[Rate]:
+    """Where it and the modules in it say how much they drop: torch's dropouts, and numbers by such a name.
+
+    Args:
+        module: any.
+        besides: the name of a module in it that does not count.
+    """
+    inner = (inner for name, inner in module.named_modules() if name != besides)
+    return [Rate(each, name) for each in inner for name, value in each.__dict__.items() if _is_rate(each, name, value)]
+
+
+def _is_rate(module: nn.Module, name: str, value: Any) -> bool:
+    if isinstance(module, nn.modules.dropout._DropoutNd) and name == "p":
+        return True
+    return "drop" in name and isinstance(value, float)

@@ -7,7 +7,7 @@ pieces, buffers by copies on the card, a config by one whose numbers may be chan
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -85,13 +85,6 @@ def put_attribute(replica: nn.Module, path: str, in_config: bool, name: str, val
         setattr(module.config, name, value)
     else:
         module.__dict__[name] = value
-
-
-def follow_training(originals: Iterable[nn.Module], replicas: Iterable[nn.Module]) -> None:
-    """Put the replica's modules into training or evaluation as the originals are."""
-    for original, replica in zip(originals, replicas, strict=True):
-        if replica.training is not original.training:
-            replica.training = original.training
 
 
 def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poolrt.planning.split import Split
+from poolrt.runtime.regions.followed import Followed
 from poolrt.runtime.regions.parted import parts_of
 from poolrt.runtime.regions.plan import RowLinear
 from poolrt.runtime.regions.replica import holder_of, parameter_of
@@ -34,11 +35,17 @@ class RowSplitLinear:
         traffic: Traffic = UNCOUNTED,
     ) -> None:
         self._module, self._devices, self._split, self._traffic = module, tuple(devices), rewrite.split, traffic
+        self._followed = Followed(module, rewrite)
         self._transposed = rewrite.split.dim == 0
         self._held = [holder_of({"weight": piece}) for piece in pieces(parameter_of(module, "weight"))]
 
     def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name for it)
-        """The layer's output on the lead card."""
+        """The layer's output on the lead card.
+
+        Raises:
+            ModelError: if its weight or bias was replaced after the split.
+        """
+        self._followed.follow()
         with self._traffic.exchange(self._devices) as exchange:
             parts, products = self._parts(exchange, input), []
             for card, held in enumerate(self._held):

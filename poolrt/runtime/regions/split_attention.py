@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poolrt.runtime.regions.followed import Followed
 from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.plan import SplitAttention
 from poolrt.runtime.regions.replica import holder_of, parameter_of
@@ -45,6 +46,7 @@ class HeadSplitAttention:
         firsts = [sum(rewrite.heads[:card]) for card in range(len(devices) + 1)]
         self._heads = [slice(first, last) for first, last in pairwise(firsts)]
         self._keyed = KeyedCards(module, devices)
+        self._followed = Followed(module, rewrite)
 
     def slots(self) -> list[Slot]:
         """Where the pieces stand that the cards read."""
@@ -61,7 +63,12 @@ class HeadSplitAttention:
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention over all heads, on the lead card; `is_causal` is a hint that the mask says better."""
+        """Attention over all heads, on the lead card; `is_causal` is a hint that the mask says better.
+
+        Raises:
+            ModelError: if a weight or a module in it was replaced after the split.
+        """
+        self._followed.follow()
         batched = query.dim() == 3
         mask, causal = self._mask(key, key_padding_mask, attn_mask, is_causal and not need_weights)
         with self._traffic.exchange(self._devices) as exchange:

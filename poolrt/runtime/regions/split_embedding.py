@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from poolrt.runtime.regions.followed import Followed
 from poolrt.runtime.regions.keyed import KeyedCards
 from poolrt.runtime.regions.plan import SplitEmbedding
-from poolrt.runtime.regions.replica import follow_training, parameter_of, put_buffers, put_parameters, replicate
+from poolrt.runtime.regions.replica import parameter_of, put_parameters, replicate
 from poolrt.runtime.regions.traffic import UNCOUNTED, Traffic
 from poolrt.runtime.state.slot import Slot
-from poolrt.transfer.move import moved
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
 
@@ -39,16 +39,17 @@ class RowSplitEmbedding:
         self._keyed = KeyedCards(module, devices)
         weights = pieces(parameter_of(module, "weight"))
         self._replicas = [self._replica(card, weights[card]) for card in range(len(devices))]
+        self._followed = Followed(module, rewrite, self._replicas, devices)
 
     def __call__(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name for it)
         """The rows of the ids, on the lead card.
 
         Raises:
             IndexError: if an id is no row; on a GPU the device's own assertion comes later.
+            ModelError: if something was changed after the split that the pieces depend on.
         """
+        self._followed.follow()
         self._check(input)
-        for replica in self._replicas:
-            follow_training((self._module,), (replica,))
         with self._traffic.exchange(self._devices) as exchange:
             ids = exchange.fork(input)
 
@@ -65,8 +66,6 @@ class RowSplitEmbedding:
     def _replica(self, card: int, weight: Tensor) -> nn.Module:
         replica, start, padding = replicate(self._module), self._starts[card], self._module.padding_idx
         put_parameters(replica, {"weight": weight})
-        buffers = self._module.named_buffers(remove_duplicate=False)
-        put_buffers(replica, {name: moved(buffer, self._devices[card]) for name, buffer in buffers})
         mine = padding is not None and start <= padding < start + len(weight)
         replica.__dict__["padding_idx"] = padding - start if padding is not None and mine else None
         replica.__dict__["num_embeddings"] = len(weight)

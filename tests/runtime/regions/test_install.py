@@ -71,7 +71,8 @@ def test_training_and_evaluation_reach_the_pieces(split: Splitter):
     for mode in (False, True):
         model.train(mode)
         model(**made.batch)
-        assert {module.training for module in replica.modules()} == {mode}
+        modes = {module.training for module in replica.modules() if not isinstance(module, nn.Identity)}
+        assert modes == {mode}, "but for what stands where the lead card drops"
 
 
 def test_hooks_on_a_region_see_the_whole_output(split: Splitter):
