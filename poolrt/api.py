@@ -19,6 +19,7 @@ from poolrt.runtime.batches.microbatch import batch_size_of
 from poolrt.runtime.measuring.measure import measure, threads_per_lane
 from poolrt.runtime.pooled import Pooled, pooled_of
 from poolrt.runtime.split_layers import SplitLayers
+from poolrt.runtime.state.compiled import behind_compile, nothing_compiled
 from poolrt.runtime.state.layers import find_layers
 from poolrt.topology.topology import Topology
 from poolrt.transfer.copy import copy
@@ -64,6 +65,7 @@ def plan(
         SampleError: if the sample does not fit the model's forward.
     """
     topology = discover() if topology is None else topology
+    model = behind_compile(model)
     check_model(model)
     call = call_of(sample)
     check_signature(model, call)
@@ -76,16 +78,17 @@ def plan(
         optimizer=optimizer,
         spill=spill,
     )
-    measured = measure(
-        model,
-        model.forward,
-        find_layers(model, at_least=2 * len(options.stages or topology)),
-        call,
-        batch_size=batch_size_of(call, batch_dim) or 1,
-        gathered=False,
-        threads=threads_per_lane(topology),
-    )
-    return SplitLayers(model, call, measured, topology, options).best("host", nullcontext)
+    with nothing_compiled():
+        measured = measure(
+            model,
+            model.forward,
+            find_layers(model, at_least=2 * len(options.stages or topology)),
+            call,
+            batch_size=batch_size_of(call, batch_dim) or 1,
+            gathered=False,
+            threads=threads_per_lane(topology),
+        )
+        return SplitLayers(model, call, measured, topology, options).best("host", nullcontext)
 
 
 def shard(
@@ -129,13 +132,14 @@ def shard(
         DriverError: if copies between a GPU and the host change bytes.
     """
     stated = discover() if topology is None else topology
-    check_model(model)
+    original = behind_compile(model)
+    check_model(original)
     topology = proven(stated)
     if plan is not None:
-        check_plan(plan, model, stated, topology)
+        check_plan(plan, original, stated, topology)
     call = None if sample is None else call_of(sample)
     if call is not None:
-        check_signature(model, call)
+        check_signature(original, call)
     options = options_of(
         topology,
         micro_batches=micro_batches,
@@ -145,7 +149,7 @@ def shard(
         optimizer=optimizer,
         spill=spill,
     )
-    Pooled(model, topology, options, plan).start(call)
+    Pooled(original, topology, options, plan).start(call)
     return model
 
 
@@ -155,7 +159,7 @@ def report(model: nn.Module) -> Report:
     Raises:
         ModelError: if the model is not sharded, or has not seen a batch yet.
     """
-    pooled = pooled_of(model)
+    pooled = pooled_of(behind_compile(model))
     if pooled is None or pooled.plan is None:
         raise ModelError(f"{type(model).__name__} is not sharded or has seen no batch: nothing to report yet")
     return make_report(pooled.plan, pooled.devices, pooled.step_s, pooled.crossed)

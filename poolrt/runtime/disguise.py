@@ -6,7 +6,6 @@ The class stays, so these are attributes of the one object; `undone` takes them 
 from __future__ import annotations
 
 import copy
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from poolrt.errors import ModelError
+from poolrt.runtime.state.compiled import untraced_forward
 
 MARK = "_poolrt_pooled"
 _NAMES = ("forward", "_apply", "__deepcopy__", "__reduce_ex__")
@@ -41,7 +41,7 @@ def disguise(
         on_new_dtype: called after the weights were converted.
     """
     own_apply = model._apply
-    wrapped = functools.wraps(model.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
+    wrapped = untraced_forward(forward, like=model.forward)
     setattr(wrapped, MARK, pooled)
 
     def apply(function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -42,6 +42,7 @@ from poolrt.runtime.placing.place import Placement
 from poolrt.runtime.placing.spill import Spill
 from poolrt.runtime.placing.stages import SplitStage
 from poolrt.runtime.split_layers import SplitLayers
+from poolrt.runtime.state.compiled import nothing_compiled
 from poolrt.runtime.state.layers import find_layers
 from poolrt.runtime.state.trees import flatten, map_tensors
 from poolrt.runtime.tensor_parallel_clock import StepClock
@@ -163,14 +164,15 @@ class Pooled:
         Raises:
             InfeasibleError: if no plan fits the cards; the model stays as it was placed.
         """
-        with self._on_cards.bare():
+        with nothing_compiled(), self._on_cards.bare():
             self._output_card = self._card_of_outputs(call)
             measured = measured_with(call, self._on_cards, self.layers, self.topology, self.options, self._output_card)
             self.layers, profile = list(measured.layers), measured.profile
             self._split = SplitLayers(self.model, call, measured, self.topology, self.options, self.devices)
             plan = self._decide()
         self._adopt(plan, profile)
-        self._check_if_split(call, profile)
+        with nothing_compiled():
+            self._check_if_split(call, profile)
         self._split = None  # it holds the batch
         self.profile = profile
         for device in dict.fromkeys(self.devices):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from poolrt.runtime.lanes.lane import current
+from poolrt.runtime.state.compiled import untraced
 from poolrt.runtime.state.layers import Layer
 
 Mover = Callable[[nn.Module, Any], Any]
@@ -23,10 +24,12 @@ def hook_layers(layers: Iterable[Layer], move: Mover) -> list[RemovableHandle]:
         move: `(layer's module, value) -> value` on the layer's device, for a layer called outside the model's forward.
     """
 
+    @untraced
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         walker = current.walker
         return move(module, (args, kwargs)) if walker is None else walker.before(module, args, kwargs)
 
+    @untraced
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         walker = current.walker
         return output if walker is None else walker.after(module, output)

@@ -14,6 +14,7 @@ from poolrt.errors import ModelError
 from poolrt.runtime.regions.build import SplitForward, split_forward
 from poolrt.runtime.regions.plan import RegionPlan
 from poolrt.runtime.regions.traffic import Traffic
+from poolrt.runtime.state.compiled import untraced
 from poolrt.runtime.state.slot import Slot
 
 Pieces = Callable[[Tensor], Sequence[Tensor]]
@@ -43,7 +44,7 @@ class Installed:
             self.forwards[rewrite.module] = split_forward(module, rewrite, devices, pieces, self.traffic)
         for rewrite, module in zip(rewrites, modules, strict=True):
             forward = self.forwards[rewrite.module]
-            self._put(module.__dict__, "forward", functools.wraps(module.forward)(_call(forward)))
+            self._put(module.__dict__, "forward", functools.wraps(module.forward)(untraced(_call(forward))))
         _leave_fast_path(model, self._put)
 
     def slots(self) -> list[Slot]:

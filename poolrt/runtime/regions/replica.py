@@ -31,6 +31,7 @@ def _copied(module: nn.Module, modules: dict[int, nn.Module], configs: dict[int,
     replica = modules[id(module)] = module.__class__.__new__(module.__class__)
     replica.__dict__.update(module.__dict__)
     replica.__dict__.update({name: dict(module.__dict__[name]) for name in _OWN})
+    replica.__dict__.pop("_compiled_call_impl", None)  # it calls the original
     config = module.__dict__.get("config")
     if hasattr(config, "__dict__"):
         replica.__dict__["config"] = configs.setdefault(id(config), copy.copy(config))
