@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from poolrt.errors import InfeasibleError, PlanError
@@ -44,6 +45,26 @@ def planning_options(options: Options, output_card: OutputCard, why_not_split: s
         spill=options.spill,
         host_bytes=options.host_bytes,
     )
+
+
+def card_of_outputs(device: torch.device | None, devices: Sequence[torch.device]) -> OutputCard:
+    """Where whole outputs are put together, in the planner's words.
+
+    Args:
+        device: where the batch came from; None if nothing tells.
+        devices: of the cards.
+    """
+    if device is None:
+        return "last"
+    return devices.index(device) if device in devices else "host"
+
+
+def ways_to_fit(plan: Plan | None) -> list[str]:
+    """What would make a step fit that ran out of memory under this plan."""
+    ways = ["a smaller batch", "more cards or more memory per card"]
+    if plan is not None and plan.micro_batches < plan.batch_size:
+        ways.insert(1, f"more micro-batches than {plan.micro_batches} (smaller workspace)")
+    return ways
 
 
 def feasible(plan: Plan) -> Plan:

@@ -24,7 +24,7 @@ from poolrt.runtime.batches.assembly import Assembly
 from poolrt.runtime.batches.batch_form import check_signature
 from poolrt.runtime.batches.merge_weights import CannotMergeError
 from poolrt.runtime.batches.microbatch import Call, OutputRule, batch_size_of, move_output, scatter
-from poolrt.runtime.decide import Options, checked, feasible, layers_of
+from poolrt.runtime.decide import Options, card_of_outputs, checked, feasible, layers_of, ways_to_fit
 from poolrt.runtime.disguise import MARK, disguise
 from poolrt.runtime.first_batch import measured_with
 from poolrt.runtime.lanes.machine import Machine
@@ -37,6 +37,7 @@ from poolrt.runtime.measuring.splitting import Cut, Splitting
 from poolrt.runtime.on_cards import OnCards
 from poolrt.runtime.placing import optimizer_state
 from poolrt.runtime.placing.caps import caps_of
+from poolrt.runtime.placing.latecomers import latecomers_named
 from poolrt.runtime.placing.out_of_memory import MemoryGuard
 from poolrt.runtime.placing.place import Placement
 from poolrt.runtime.placing.spill import Spill
@@ -66,7 +67,7 @@ class Pooled:
         self._given_plan = plan is not None
         self._clock = StepClock()
         self._splitting = Splitting(options.batch_dim)
-        self._guard = MemoryGuard(lambda: self.placement, self._hints)
+        self._guard = MemoryGuard(lambda: self.placement, lambda: ways_to_fit(self.plan))
         self._output_card: OutputCard = "last"
         caps = None if stages else caps_of(topology)  # cards of a stage are one lane's, in the streams it has
         self._on_cards = OnCards(model, self.layers, self.devices, caps)
@@ -165,7 +166,7 @@ class Pooled:
             InfeasibleError: if no plan fits the cards; the model stays as it was placed.
         """
         with nothing_compiled(), self._on_cards.bare():
-            self._output_card = self._card_of_outputs(call)
+            self._output_card = card_of_outputs(self._output_device(call), self.devices)
             measured = measured_with(call, self._on_cards, self.layers, self.topology, self.options, self._output_card)
             self.layers, profile = list(measured.layers), measured.profile
             self._split = SplitLayers(self.model, call, measured, self.topology, self.options, self.devices)
@@ -187,13 +188,6 @@ class Pooled:
             if self.placement.together:
                 self._on_cards.go_back()
             raise
-
-    def _card_of_outputs(self, call: Call) -> OutputCard:
-        """Where whole outputs are put together, in the planner's words."""
-        device = self._output_device(call)
-        if device is None:
-            return "last"
-        return self.devices.index(device) if device in self.devices else "host"
 
     def _decide(self, why_not_split: str = "") -> Plan:
         assert self._split is not None, "there is a first batch"
@@ -240,7 +234,8 @@ class Pooled:
             check_signature(self.model, call)
             with torch.inference_mode(False):  # parameters moved in it could never learn again
                 self._prepare_late(call)
-        return self._guard.run(lambda: self._forward(call))
+        with latecomers_named(self.model, self.devices):
+            return self._guard.run(lambda: self._forward(call))
 
     def _forward(self, call: Call) -> Any:
         cut = self._splitting.cut(call)
@@ -289,12 +284,6 @@ class Pooled:
         """Outputs come back to where the batch came from, as with one card."""
         tensors = flatten(call).tensors
         return tensors[0].device if tensors else None
-
-    def _hints(self) -> list[str]:
-        hints = ["a smaller batch", "more cards or more memory per card"]
-        if self.plan is not None and self.plan.micro_batches < self.plan.batch_size:
-            hints.insert(1, f"more micro-batches than {self.plan.micro_batches} (smaller workspace)")
-        return hints
 
     def add_hooks(self) -> None:
         """Put hooks and rewrites on the model."""
