@@ -10,6 +10,7 @@ api
                  errors, units, keeping, _C
 
 Within runtime: its own files --> measuring --> lanes --> batches, placing --> regions --> state, sharded
+Within regions: finding --> running --> its own files
 """
 
 import ast
@@ -94,9 +95,25 @@ RUNTIME = ("state", "sharded", "regions", "placing", "batches", "lanes", "measur
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "runtime").rglob("*/*.py")), ids=module_name)
 def test_a_room_of_the_runtime_imports_only_what_is_below_it(path: Path) -> None:
-    known = RUNTIME[: RUNTIME.index(path.parent.name) + 1]
+    room = path.relative_to(PACKAGE / "runtime").parts[0]
+    known = RUNTIME[: RUNTIME.index(room) + 1]
     names = {name for name in imports_of(path, ast.walk(TREES[path])) if name.startswith("poolrt.runtime.")}
     assert {name.split(".")[2] for name in names} <= set(known)
+
+
+def test_regions_run_without_what_found_them() -> None:
+    regions = "poolrt.runtime.regions"
+    loaded = {
+        name: {other for other in imports_of(path, ast.walk(TREES[path])) if other.startswith(f"{regions}.")}
+        for name, path in MODULES.items()
+        if name.startswith(f"{regions}.")
+    }
+    for name, others in loaded.items():
+        rooms = {other.removeprefix(f"{regions}.").partition(".")[0] for other in others}
+        if not name.startswith(f"{regions}.finding"):
+            assert "finding" not in rooms, name
+        if not name.startswith((f"{regions}.finding", f"{regions}.running")):
+            assert "running" not in rooms, name
 
 
 def test_only_discovery_asks_the_driver() -> None:

@@ -22,7 +22,7 @@ from poolrt.runtime.measuring.measure import Measured
 from poolrt.runtime.measuring.tensor_parallel_find import regions_of
 from poolrt.runtime.measuring.tensor_parallel_profile import split_facts
 from poolrt.runtime.placing.stages import SplitStage, deal_regions
-from poolrt.runtime.regions.noted import contains
+from poolrt.runtime.regions.finding.noted import contains
 from poolrt.runtime.regions.plan import Refusal, Region, RegionPlan, plan_of
 from poolrt.runtime.state.layers import Layer
 from poolrt.topology.topology import Topology

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from poolrt.runtime.regions.parted import Parted
+from poolrt.runtime.regions.running.parted import Parted
 
 
 class StepClock:

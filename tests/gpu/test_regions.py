@@ -38,7 +38,7 @@ def test_every_gradient_agrees_with_the_model_on_one_card(name: str, cards: int)
 
 
 def test_a_loss_over_parts_waits_for_no_card() -> None:
-    from poolrt.runtime.regions.vocabulary_loss import parted_cross_entropy
+    from poolrt.runtime.regions.running.vocabulary_loss import parted_cross_entropy
 
     parts = [torch.randn(2, 3, device="cuda:0") for _ in range(2)]
     target = torch.tensor([0, 5], device="cuda:0")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 import poolrt
-from poolrt.runtime.regions.keyed import on_keyed_cards
+from poolrt.runtime.regions.running.keyed import on_keyed_cards
 from poolrt.runtime.sharded.parameter import ShardedParameter
 
 pytestmark = [

@@ -35,7 +35,7 @@ from runtime.framed import (
 from torch import Tensor, nn
 
 import poolrt
-from poolrt.runtime.regions.parted import Parted
+from poolrt.runtime.regions.running.parted import Parted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import poolrt
 from poolrt.planning.plan import Plan
-from poolrt.runtime.regions.parted import Parted
+from poolrt.runtime.regions.running.parted import Parted
 from poolrt.topology.topology import Topology
 
 pytestmark = pytest.mark.usefixtures("one_thread")

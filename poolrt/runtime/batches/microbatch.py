@@ -14,7 +14,7 @@ from poolrt.planning.profile import micro_batch_sizes
 from poolrt.runtime.batches.closeness import is_close
 from poolrt.runtime.batches.merge_rule import rule_of
 from poolrt.runtime.batches.merge_weights import CannotMergeError, merge_weights
-from poolrt.runtime.regions.parted import Parted
+from poolrt.runtime.regions.running.parted import Parted
 from poolrt.runtime.state.trees import Leaf, Tree, flatten
 from poolrt.transfer.copy import carry
 from poolrt.transfer.move import move

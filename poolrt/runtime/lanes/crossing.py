@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poolrt.runtime.batches.merge_rule import carry_story
-from poolrt.runtime.regions.parted import brought_together
+from poolrt.runtime.regions.running.parted import brought_together
 from poolrt.runtime.state.trees import is_plain, map_tensors
 from poolrt.transfer.move import Arrival, move, moved, start
 from poolrt.transfer.streams import runs_beside

@@ -32,7 +32,7 @@ from poolrt.runtime.lanes.run_lanes import run_lanes
 from poolrt.runtime.lanes.sever import alias
 from poolrt.runtime.lanes.turnstile import Admission
 from poolrt.runtime.placing.alias import Aliases
-from poolrt.runtime.regions.parted import Parted
+from poolrt.runtime.regions.running.parted import Parted
 from poolrt.runtime.state.thread_state import ThreadState
 from poolrt.runtime.state.trees import Tree, flatten
 

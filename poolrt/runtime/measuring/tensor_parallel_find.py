@@ -11,7 +11,7 @@ from torch import nn
 
 from poolrt.errors import ModelError
 from poolrt.runtime.batches.microbatch import Call, batch_size_of, scatter
-from poolrt.runtime.regions.find import find_regions
+from poolrt.runtime.regions.finding.find import find_regions
 from poolrt.runtime.regions.plan import RegionPlan
 from poolrt.runtime.state.trees import map_tensors
 

@@ -19,9 +19,9 @@ from poolrt.planning.split_facts import CardWeights, RegionCall, SplitFacts
 from poolrt.runtime.batches.microbatch import Call
 from poolrt.runtime.measuring.measure import Measured
 from poolrt.runtime.measuring.profile_model import layer_facts
-from poolrt.runtime.regions.keyed import rates_in
 from poolrt.runtime.regions.plan import Forked, RegionPlan, Rewrite, RowLinear, parameter_splits
 from poolrt.runtime.regions.replica import parameter_of
+from poolrt.runtime.regions.running.keyed import rates_in
 from poolrt.runtime.state.layers import Layer, unique_tensors
 from poolrt.runtime.state.memory_watch import MemoryWatch, granular
 from poolrt.runtime.state.model_state import state_restored

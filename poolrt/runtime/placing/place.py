@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from poolrt.runtime.placing.caps import Caps
 from poolrt.runtime.placing.spill import Spill
-from poolrt.runtime.regions.traffic import Traffic
+from poolrt.runtime.regions.running.traffic import Traffic
 from poolrt.runtime.sharded.parameter import ShardedParameter
 from poolrt.runtime.sharded.tensor import ShardedTensor
 from poolrt.runtime.state.layers import Layer

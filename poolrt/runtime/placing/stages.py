@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from poolrt.planning.split import Split
-from poolrt.runtime.regions.noted import contains
+from poolrt.runtime.regions.finding.noted import contains
 from poolrt.runtime.regions.plan import Region, RegionPlan, parameter_splits, plan_of
 from poolrt.runtime.regions.replica import parameter_of
 from poolrt.runtime.state.layers import Layer

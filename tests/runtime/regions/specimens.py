@@ -10,10 +10,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from poolrt.runtime.regions.find import find_regions
-from poolrt.runtime.regions.forked import gathered, sliced
-from poolrt.runtime.regions.install import Installed
+from poolrt.runtime.regions.finding.find import find_regions
 from poolrt.runtime.regions.plan import RegionPlan
+from poolrt.runtime.regions.running.forked import gathered, sliced
+from poolrt.runtime.regions.running.install import Installed
 
 VOCABULARY, WIDTH, HEADS = 96, 32, 4
 _SIZES = {

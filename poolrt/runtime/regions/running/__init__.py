@@ -1,0 +1,1 @@
+"""Modules that run split: their forwards, and what goes between the cards."""
