@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from settled import settle
 from torch import nn
 from torch.optim import Optimizer
 
@@ -40,6 +41,15 @@ def train(model: nn.Module, optimizer: Optimizer, steps: int, seed: int = 0) -> 
         model(x).pow(2).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+def held_nbytes(optimizer: Optimizer, card: int) -> int:
+    """What its parameters, their gradients and its state take on a card."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    tensors = [*parameters, *(parameter.grad for parameter in parameters), *states]
+    device = torch.device("vcard", card)
+    return sum(each.nbytes for each in tensors if isinstance(each, torch.Tensor) and each.device == device)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -97,6 +107,7 @@ def test_a_step_that_cannot_fit_changes_nothing(name: str, card: int) -> None:
     model(torch.randn(8, 256, dtype=torch.float64)).pow(2).mean().backward()
     before = [parameter.detach().cpu().clone() for parameter in model.parameters()]
     state = str(optimizer.state_dict())
+    settle(lambda: torch.vcard.memory_allocated(card) == held_nbytes(optimizer, card))
     torch.vcard.set_capacity(card, torch.vcard.memory_allocated(card) + 256 * 1024)
     with pytest.raises(torch.OutOfMemoryError, match=f"vcard:{card}"):
         optimizer.step()
