@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from poolrt.arguments import TensorParallel, check_model, check_plan, options_of
+from poolrt.arguments import TensorParallel, check_plan, options_of, placeable
 from poolrt.cards import discover, logical, virtual
 from poolrt.errors import ModelError
 from poolrt.planning.plan import Plan
@@ -65,8 +65,7 @@ def plan(
         SampleError: if the sample does not fit the model's forward.
     """
     topology = discover() if topology is None else topology
-    model = behind_compile(model)
-    check_model(model)
+    model = placeable(model)
     call = call_of(sample)
     check_signature(model, call)
     options = options_of(
@@ -132,8 +131,7 @@ def shard(
         DriverError: if copies between a GPU and the host change bytes.
     """
     stated = discover() if topology is None else topology
-    original = behind_compile(model)
-    check_model(original)
+    original = placeable(model)
     topology = proven(stated)
     if plan is not None:
         check_plan(plan, original, stated, topology)

@@ -14,6 +14,7 @@ from poolrt.runtime.decide import Options
 from poolrt.runtime.measuring.profile_model import fingerprint
 from poolrt.runtime.placing.place import tensors_on_meta
 from poolrt.runtime.pooled import pooled_of
+from poolrt.runtime.state.compiled import behind_compile
 from poolrt.topology.host_memory import available_nbytes
 from poolrt.topology.topology import Topology
 from poolrt.units import parse_nbytes
@@ -115,12 +116,13 @@ def _spill_of(spill: int | str) -> Spill:
     return parse_nbytes(spill) if spill != 0 else 0
 
 
-def check_model(model: nn.Module) -> None:
-    """See that there is something to place.
+def placeable(model: nn.Module) -> nn.Module:
+    """What is to be placed: the model, or the one that `torch.compile` was given; after seeing that it can be.
 
     Raises:
         ModelError: if the model has no weights, has them on meta, or is sharded already.
     """
+    model = behind_compile(model)
     if next(model.parameters(), None) is None:
         raise ModelError(f"{type(model).__name__} has no parameters: there is nothing to place")
     on_meta = tensors_on_meta(model)
@@ -131,6 +133,7 @@ def check_model(model: nn.Module) -> None:
         )
     if pooled_of(model) is not None:
         raise ModelError(f"this {type(model).__name__} is sharded already")
+    return model
 
 
 def check_plan(plan: Plan, model: nn.Module, stated: Topology, proven: Topology) -> None:

@@ -22,9 +22,9 @@ from poolrt.runtime.measuring.measure import Measured
 from poolrt.runtime.measuring.tensor_parallel_find import regions_of
 from poolrt.runtime.measuring.tensor_parallel_profile import split_facts
 from poolrt.runtime.placing.stages import SplitStage, deal_regions
-from poolrt.runtime.regions.finding.noted import contains
 from poolrt.runtime.regions.plan import Refusal, Region, RegionPlan, plan_of
 from poolrt.runtime.state.layers import Layer
+from poolrt.runtime.state.paths import contains
 from poolrt.topology.topology import Topology
 
 Shares = tuple[float, ...]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from poolrt.errors import ModelError
+from poolrt.runtime.placing.place import named_tensors
 
 
 @contextmanager
@@ -37,5 +38,4 @@ def latecomers_named(model: nn.Module, devices: Sequence[torch.device]) -> Itera
 
 def on_no_card(model: nn.Module, devices: Sequence[torch.device]) -> list[str]:
     """Names and devices of parameters and buffers that are elsewhere than the cards."""
-    named = (*model.named_parameters(), *model.named_buffers())
-    return [f"{name} on {tensor.device}" for name, tensor in named if tensor.device not in devices]
+    return [f"{name} on {tensor.device}" for name, tensor in named_tensors(model) if tensor.device not in devices]

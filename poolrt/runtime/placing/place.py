@@ -206,5 +206,9 @@ def move_parameter(parameter: nn.Parameter, device: torch.device) -> None:
 
 def tensors_on_meta(model: nn.Module) -> list[str]:
     """Names of parameters and buffers without storage."""
-    named: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
-    return [name for name, tensor in named if tensor.is_meta]
+    return [name for name, tensor in named_tensors(model) if tensor.is_meta]
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers."""
+    return [*model.named_parameters(), *model.named_buffers()]

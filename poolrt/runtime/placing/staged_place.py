@@ -18,12 +18,12 @@ from poolrt.runtime.placing.caps import Caps
 from poolrt.runtime.placing.place import Placement
 from poolrt.runtime.placing.spill import Spill
 from poolrt.runtime.placing.stages import SplitStage
-from poolrt.runtime.regions.finding.noted import contains
 from poolrt.runtime.regions.running.install import Installed
 from poolrt.runtime.sharded.model import shard_parameters, unshard_parameters
 from poolrt.runtime.sharded.parameter import ShardedParameter, pieces
 from poolrt.runtime.sharded.sharding import Allocating, plainly
 from poolrt.runtime.state.layers import Layer
+from poolrt.runtime.state.paths import contains
 from poolrt.runtime.state.slot import Slot
 
 

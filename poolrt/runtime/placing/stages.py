@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from poolrt.planning.split import Split
-from poolrt.runtime.regions.finding.noted import contains
 from poolrt.runtime.regions.plan import Region, RegionPlan, parameter_splits, plan_of
 from poolrt.runtime.regions.replica import parameter_of
 from poolrt.runtime.state.layers import Layer
+from poolrt.runtime.state.paths import contains
 
 
 @dataclass(frozen=True)

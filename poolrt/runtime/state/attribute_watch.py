@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from poolrt.runtime.state.paths import joined
+
 _one_at_a_time = threading.Lock()
 
 
@@ -34,7 +36,7 @@ class AttributeWatch:
         paths = {module: path for path, module in model.named_modules()}
         for module, name in self._seen:
             if module in paths and not isinstance(getattr(module, name, None), Tensor):
-                return f"{paths[module]}.{name}" if paths[module] else name
+                return joined(paths[module], name)
         return None
 
 

@@ -34,7 +34,7 @@ def untraced_forward(forward: Callable[..., Any], like: Callable[..., Any]) -> C
         forward: what runs.
         like: whose name and signature it shows.
     """
-    run, say = untraced(lambda *args, **kwargs: forward(*args, **kwargs)), untraced(_say_passed_over)
+    run, say = untraced(forward), untraced(_say_passed_over)
 
     @functools.wraps(like)
     def wrapped(*args: Any, **kwargs: Any) -> Any:

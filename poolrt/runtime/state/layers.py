@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from poolrt.runtime.state.paths import joined
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -46,7 +48,7 @@ def find_layers(model: nn.Module, at_least: int) -> list[Layer]:
             return
         long_chain = _is_chain(module) and len(list(module.children())) >= at_least
         for child_name, child in module.named_children():
-            visit(child, f"{name}.{child_name}" if name else child_name, long_chain)
+            visit(child, joined(name, child_name), long_chain)
 
     visit(model, "", False)
     if not layers and _has_parameters(model):
@@ -81,8 +83,11 @@ def layers_named(model: nn.Module, names: Iterable[str]) -> list[Layer]:
 
 def opened(layer: Layer) -> list[Layer]:
     """The children of a layer that the model reaches past (it calls the children, never the layer itself)."""
-    prefix = f"{layer.name}." if layer.name else ""
-    return [Layer(prefix + name, child) for name, child in layer.module.named_children() if _has_parameters(child)]
+    return [
+        Layer(joined(layer.name, name), child)
+        for name, child in layer.module.named_children()
+        if _has_parameters(child)
+    ]
 
 
 def _has_parameters(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from poolrt.runtime.state.paths import joined
 from poolrt.runtime.state.trees import Tree, flatten
 
 _BOOKKEEPING = frozenset(nn.Module().__dict__)
@@ -33,7 +34,7 @@ class ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self._kept = [
-            _Kept(_join(path, name), holder, name, value)
+            _Kept(joined(path, name), holder, name, value)
             for path, holder in _holders(model)
             for name, value in holder.items()
             if name not in _BOOKKEEPING and isinstance(value, _KINDS) and not isinstance(value, _NOT_STATE)
@@ -61,14 +62,14 @@ def _holders(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     for path, module in model.named_modules():
         yield path, module._buffers
         yield path, module.__dict__
-        waiting += [(_join(path, name), value) for name, value in module.__dict__.items() if name not in _BOOKKEEPING]
+        waiting += [(joined(path, name), value) for name, value in module.__dict__.items() if name not in _BOOKKEEPING]
     while waiting and len(met) < _MOST_OBJECTS:
         path, value = waiting.pop()
         parts = _parts(value)
         if not parts or id(value) in met:
             continue
         met.add(id(value))
-        waiting += [(_join(path, name), part) for name, part in parts]
+        waiting += [(joined(path, name), part) for name, part in parts]
         if not isinstance(value, _CONTAINERS):
             yield path, vars(value)
 
@@ -81,10 +82,6 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
         return list(enumerate(value))
     closed = callable(value) or isinstance(value, _CLOSED) or not hasattr(value, "__dict__")
     return [] if closed else list(vars(value).items())
-
-
-def _join(path: str, name: Any) -> str:
-    return f"{path}.{name}" if path else str(name)
 
 
 class _Kept:

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from poolrt.runtime.state.paths import joined
+
 Rebuild = Callable[[Iterator[Tensor]], Any]
 
 
@@ -197,7 +199,7 @@ class _Walk:
         return lambda _tensors: value
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Rebuild:
-        parts = {key: self.visit(part, _join(path, key)) for key, part in value.items()}
+        parts = {key: self.visit(part, joined(path, key)) for key, part in value.items()}
         in_state = self._state_depth > 0
 
         def rebuild(tensors: Iterator[Tensor]) -> Any:
@@ -220,7 +222,7 @@ class _Walk:
     def _sequence(self, value: tuple[Any, ...] | list[Any], path: str) -> Rebuild:
         if isinstance(value, PackedSequence):
             return self._packed(value, path)
-        parts = [self.visit(part, _join(path, index)) for index, part in enumerate(value)]
+        parts = [self.visit(part, joined(path, index)) for index, part in enumerate(value)]
         in_state = self._state_depth > 0
 
         def rebuild(tensors: Iterator[Tensor]) -> Any:
@@ -234,7 +236,7 @@ class _Walk:
     def _packed(self, value: PackedSequence, path: str) -> Rebuild:
         """Its batch sizes are no data: torch wants them on the host, whatever card the data is on."""
         data, *indices = (
-            self.visit(part, _join(path, name))
+            self.visit(part, joined(path, name))
             for name, part in zip(value._fields, value, strict=True)
             if name != "batch_sizes"
         )
@@ -242,7 +244,7 @@ class _Walk:
 
     def _object(self, value: Any, attributes: Mapping[str, Any], path: str) -> Rebuild:
         before, given = len(self.leaves), dict(attributes)
-        parts = {name: self.visit(part, _join(path, name)) for name, part in given.items()}
+        parts = {name: self.visit(part, joined(path, name)) for name, part in given.items()}
         if len(self.leaves) == before:
             return lambda _tensors: value
         in_state = self._state_depth > 0
@@ -269,7 +271,3 @@ def _equal(a: Any, b: Any) -> bool:
         return type(a) is type(b) and bool(a == b)
     except Exception:
         return False
-
-
-def _join(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)

@@ -19,13 +19,14 @@ from poolrt.errors import ConfigurationError
 from poolrt.runtime.regions.finding.capture import Captured, Run, capture, follow
 from poolrt.runtime.regions.finding.forms import attention_of, embedding_of, inline_of, large_linear_of
 from poolrt.runtime.regions.finding.hints import row_hints
-from poolrt.runtime.regions.finding.noted import Attempt, Find, Noted, contains
+from poolrt.runtime.regions.finding.noted import Attempt, Find, Noted
 from poolrt.runtime.regions.finding.probe import Call, Chain, evaluated
 from poolrt.runtime.regions.finding.search_region import Read, chain_of, fork_of
 from poolrt.runtime.regions.finding.stand_in import FEW, has_weight, is_linear, with_fewer
 from poolrt.runtime.regions.plan import RegionPlan, Rewrite, plan_of
 from poolrt.runtime.regions.replica import parameter_of
 from poolrt.runtime.state.model_state import state_restored
+from poolrt.runtime.state.paths import contains
 
 _MOST_MATRICES = 12
 """of a module that is tried as one region: attention with adapters has as many"""

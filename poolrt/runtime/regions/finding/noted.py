@@ -19,6 +19,7 @@ from poolrt.runtime.regions.finding.stand_in import FEW, with_fewer
 from poolrt.runtime.regions.finding.verify import difference
 from poolrt.runtime.regions.plan import Kind, Refusal, Region, Rewrite, SplitEmbedding, parameter_splits
 from poolrt.runtime.regions.replica import parameter_of
+from poolrt.runtime.state.paths import contains
 
 Find = Callable[[Call], tuple[Sequence[Rewrite], Read]]
 """from one call: the rewrites of the region's modules in order, and the numbers that its code reads"""
@@ -140,8 +141,3 @@ def _stand_in(module: nn.Module, call: Call, rewrite: Rewrite) -> tuple[nn.Modul
         ids = torch.arange(sum(counts)).reshape(1, -1)
         return small, ((ids,), {}), [SplitEmbedding(module="", split=Split.from_counts(counts))]
     return small, call, [columns_of(small, counts)]
-
-
-def contains(outer: str, inner: str) -> bool:
-    """Whether the module `inner` is `outer` or in it, by name."""
-    return not outer or inner == outer or inner.startswith(f"{outer}.")

@@ -21,6 +21,7 @@ from poolrt.runtime.regions.plan import Forked, Rewrite, parameter_splits
 from poolrt.runtime.regions.replica import put_buffers, put_parameters, replicate
 from poolrt.runtime.regions.running.build import split_forward
 from poolrt.runtime.regions.running.forked import gathered, sliced
+from poolrt.runtime.state.paths import joined
 from poolrt.runtime.state.trees import Tree, flatten
 
 AT_ONCE_NBYTES = 16 << 20
@@ -58,7 +59,7 @@ class _Comparison:
     def __init__(self, probe: RegionProbe, rewrites: Sequence[Rewrite], devices: Sequence[torch.device]) -> None:
         self._probe, self._lead = probe, devices[0]
         self._splits = {
-            _join(rewrite.module, name): split
+            joined(rewrite.module, name): split
             for rewrite in rewrites
             for name, split in parameter_splits(rewrite).items()
         }
@@ -212,7 +213,3 @@ class _Comparison:
         if name.startswith("input "):
             return [self._split_inputs[name.removeprefix("input ")]]
         return self._pieces[name] if name in self._splits else [self._whole_weights[name]]
-
-
-def _join(module: str, name: str) -> str:
-    return f"{module}.{name}" if module else name

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from poolrt.errors import ModelError
 from poolrt.runtime.regions.plan import Rewrite, parameter_splits
+from poolrt.runtime.state.paths import joined
 from poolrt.transfer.move import moved
 
 _ABSENT = object()
@@ -45,12 +46,13 @@ class Followed:
         replicas: Sequence[nn.Module] = (),
         devices: Sequence[torch.device] = (),
     ) -> None:
-        paths, originals = zip(*module.named_modules(), strict=True)
+        names, originals = zip(*module.named_modules(prefix=rewrite.module), strict=True)
+        split = {joined(rewrite.module, parameter) for parameter in parameter_splits(rewrite)}
         copies = list(zip(*(replica.modules() for replica in replicas), strict=True)) or [()] * len(originals)
         self._values = [
             values
-            for path, original, replicated in zip(paths, originals, copies, strict=True)
-            for values in _values_of(rewrite, path, original, replicated)
+            for name, original, replicated in zip(names, originals, copies, strict=True)
+            for values in _values_of(name, original, split, replicated)
         ]
         self._buffers = [
             _Buffers(original, replicated, devices)
@@ -71,14 +73,13 @@ class Followed:
             buffers.follow()
 
 
-def _values_of(rewrite: Rewrite, path: str, original: nn.Module, replicas: Sequence[nn.Module]) -> Iterator[_Values]:
-    """What one of the modules holds, but for buffers."""
-    name = ".".join(filter(None, (rewrite.module, path)))
+def _values_of(name: str, original: nn.Module, split: set[str], replicas: Sequence[nn.Module]) -> Iterator[_Values]:
+    """What a module holds, but for buffers; `split` are the names of parameters that lie in pieces."""
     if original._modules:
         yield _Values(name, original._modules, fixed=original._modules)
-    split = {leaf for leaf in original._parameters if ".".join(filter(None, (path, leaf))) in parameter_splits(rewrite)}
-    if split:
-        yield _Values(name, original._parameters, fixed=split)
+    in_pieces = {leaf for leaf in original._parameters if joined(name, leaf) in split}
+    if in_pieces:
+        yield _Values(name, original._parameters, fixed=in_pieces)
     replicas = [replica for replica in replicas if type(replica) is type(original)]  # another does without it
     if replicas:
         yield _following(name, original, replicas)
